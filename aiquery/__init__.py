@@ -1,0 +1,45 @@
+"""aiquery: `ai_query` on stock DuckDB, against serving endpoints that live in your own process.
+
+import aiquery, duckdb
+
+workspace = aiquery.Workspace()
+con = duckdb.connect()
+aiquery.register(con, workspace=workspace)
+con.sql("SELECT id, ai_query('my-endpoint', text) FROM reviews")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiquery.client import Workspace, register
+    from aiquery_serving.errors import AiQueryError
+    from aiquery_udfs.errors import AiFunctionError
+
+__all__ = ["AiFunctionError", "AiQueryError", "Workspace", "__version__", "register"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AiFunctionError": "aiquery_udfs.errors",
+    "AiQueryError": "aiquery_serving.errors",
+    "Workspace": "aiquery.client",
+    "register": "aiquery.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name at its first use, so that `import aiquery` stays fast."""
+    if name not in _HOMES:
+        msg = f"module 'aiquery' has no attribute {name!r}"
+        raise AttributeError(msg)
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,224 @@
+"""The workspace: endpoints, secrets and usage in one folder, and `ai_query` on a connection."""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from aiquery_serving.clock import SystemClock
+from aiquery_serving.endpoint import ServedEntity
+from aiquery_serving.entities.external import HttpTransport, load_external
+from aiquery_serving.entities.pyfunc import load_pyfunc
+from aiquery_serving.gateway import Gateway
+from aiquery_serving.messages import Entity, Json
+from aiquery_serving.models import Models, default_uris
+from aiquery_serving.registry import Registry
+from aiquery_serving.secrets import Secrets
+from aiquery_serving.store import Store
+from aiquery_serving.usage import UsageLog
+from aiquery_udfs.execution import Execution, engine_thread
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    import duckdb
+
+#: How long `query` waits for an endpoint whose first deployment is still loading, in seconds.
+FIRST_DEPLOYMENT_SECONDS = 300.0
+
+
+class Workspace:
+    """A folder with everything of one project: endpoints, secrets, usage, and its model registry.
+
+    Two processes may use one folder at once.
+
+    Args:
+        path: The folder, made when it is missing, or `":memory:"` for one that vanishes with the process.
+            Default: the environment's `AIQUERY_HOME`, else `./.aiquery`.
+        user: Who creates and calls endpoints. Default: `AIQUERY_USER`, else the name at the machine.
+
+    Raises:
+        WorkspaceError: The folder cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, *, user: str | None = None) -> None:
+        chosen = os.fspath(path) if path is not None else os.environ.get("AIQUERY_HOME", ".aiquery")
+        self.path = None if chosen == ":memory:" else Path(chosen).absolute()
+        self.user = user or os.environ.get("AIQUERY_USER") or getpass.getuser()
+        self._store = Store(self.path)
+        self.secrets = Secrets(self._store, key=None)
+        self._usage = UsageLog(self._store)
+        self.tracking_uri, self.registry_uri = default_uris(self.path)
+        self.models = Models(self.tracking_uri, self.registry_uri)
+        self._transport = HttpTransport()
+        clock = SystemClock()
+        self._registry = Registry(
+            self._store, self.secrets, load=self._load, check=self._check, creator=self.user, clock=clock
+        )  # fmt: skip
+        self._gateway = Gateway(self._registry, clock=clock, usage=self._usage.record)
+        self.execution = Execution(self._gateway, caller=self.user)
+
+    def __repr__(self) -> str:
+        return f"Workspace({str(self.path) if self.path else ':memory:'!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def create_endpoint(
+        self,
+        name: str,
+        config: Mapping[str, Any] | None = None,
+        *,
+        rate_limits: Sequence[Mapping[str, Any]] | None = None,
+        tags: Sequence[Mapping[str, str]] | None = None,
+        ai_gateway: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Json:
+        """Create an endpoint from the REST API's own JSON (contract B.2).
+
+        Models load in the background: the endpoint's state says `READY` when they have, and queries wait for
+        it. An endpoint of external models is ready at once.
+
+        Args:
+            name: Letters, digits, `-` and `_`; 63 characters at most.
+            config: `served_entities` and, when there are several, `traffic_config`.
+            rate_limits: `[{"calls": 100, "renewal_period": "minute"}]`.
+            tags: `[{"key": "team", "value": "x"}]`.
+            ai_gateway: The AI Gateway block (contract C.6).
+            more: The other fields of the REST body, `description` for one.
+
+        Returns:
+            The endpoint as the REST API echoes it (contract B.3).
+
+        Raises:
+            ConfigurationError: A rule is broken; nothing was created.
+            EndpointExistsError: The name is taken.
+        """
+        given = {
+            "config": config, "rate_limits": rate_limits, "tags": tags, "ai_gateway": ai_gateway, **more,
+        }  # fmt: skip
+        payload = {key: value for key, value in given.items() if value is not None}
+        return self._registry.create({"name": name, **payload})
+
+    def get_endpoint(self, name: str) -> Json:
+        """Return an endpoint with its state, config and pending config (contract B.3).
+
+        Raises:
+            EndpointNotFoundError: No endpoint has that name.
+        """
+        return self._registry.get(name)
+
+    def list_endpoints(self) -> list[Json]:
+        """Return every endpoint, in the short form of contract B.3."""
+        endpoints: list[Json] = self._registry.list()["endpoints"]
+        return endpoints
+
+    def update_endpoint_config(self, name: str, config: Mapping[str, Any]) -> Json:
+        """Replace what an endpoint serves; the old config serves until the new one has loaded.
+
+        Raises:
+            ConfigurationError: A rule is broken; the endpoint is as it was.
+            UpdateConflictError: Another update is still in progress.
+        """
+        return self._registry.update_config(name, config)
+
+    def update_endpoint_rate_limits(
+        self, name: str, rate_limits: Sequence[Mapping[str, Any]] | Mapping[str, Any]
+    ) -> Json:
+        """Replace an endpoint's rate limits; they hold from the next request on."""
+        return self._registry.update_rate_limits(name, _wrapped("rate_limits", rate_limits))
+
+    def update_endpoint_tags(self, name: str, tags: Mapping[str, Any]) -> Json:
+        """Change an endpoint's tags: `{"add_tags": [{"key", "value"}], "delete_tags": ["key"]}`."""
+        return self._registry.update_tags(name, tags)
+
+    def update_endpoint_ai_gateway(self, name: str, ai_gateway: Mapping[str, Any]) -> Json:
+        """Replace an endpoint's AI Gateway block."""
+        return self._registry.update_ai_gateway(name, ai_gateway)
+
+    def delete_endpoint(self, name: str) -> Json:
+        """Delete an endpoint and the secrets that came with its declaration."""
+        return self._registry.delete(name)
+
+    def wait(self, name: str, timeout: float | None = None) -> Json:
+        """Wait until no update of an endpoint is in progress, and return the endpoint.
+
+        Raises:
+            TimeoutError: `timeout` seconds were not enough.
+        """
+        return self._registry.wait_until_settled(name, timeout)
+
+    def query(
+        self, name: str, inputs: Mapping[str, Any], served_model: str | None = None, *, wait: bool = False
+    ) -> Json:  # fmt: skip
+        """Send one request to an endpoint, in the REST API's own JSON (contract D).
+
+        Args:
+            name: The endpoint.
+            inputs: The request body.
+            served_model: Ask this served entity, whatever the traffic split says.
+            wait: Wait for a rate limit that is used up, rather than raise.
+
+        Raises:
+            TooManyRequestsError: A rate limit is used up; `retry_after` says for how long.
+            AiQueryError: The endpoint is unknown or not ready, or did not answer.
+        """
+        self._registry.serving(name, wait=FIRST_DEPLOYMENT_SECONDS)
+        call = self._gateway.query(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
+        return engine_thread.run(call)
+
+    def usage(self) -> list[Json]:
+        """Return calls, rows, errors, tokens and latency per endpoint and served entity."""
+        return self._usage.totals()
+
+    def watch(self, watcher: Callable[[Any], None]) -> Callable[[], None]:
+        """Call a function with every invocation that is recorded; returns what ends this."""
+        return self._usage.subscribe(watcher)
+
+    def close(self) -> None:
+        """Write what is still to be written and give connections back."""
+        self._registry.close()
+        engine_thread.run(self._transport.close())
+        self._usage.close()
+        self._store.close()
+
+    def _check(self, entity: ServedEntity) -> None:
+        if entity.entity_name is not None:
+            self.models.check(entity.entity_name, entity.entity_version or "")
+
+    def _load(self, entity: ServedEntity) -> Entity:
+        if entity.external_model is not None:
+            return load_external(entity.external_model, resolve=self.secrets.resolve, transport=self._transport)
+        path = self.models.path(entity.entity_name or "", entity.entity_version or "")
+        environment = {name: self.secrets.resolve(value) for name, value in entity.environment_vars.items()}
+        return load_pyfunc(path, name=entity.name, environment=environment)
+
+
+def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
+    """Make `ai_query` available on a DuckDB connection and its cursors.
+
+    Also `ai_served_entity(endpoint, request)`: which served entity of a traffic split answers a row. Nothing is
+    written to the connection's database file.
+
+    Args:
+        connection: Any connection of DuckDB 2.x.
+        workspace: Where the endpoints are.
+    """
+    from aiquery_udfs import duckdb_engine
+
+    duckdb_engine.register(connection, workspace.execution)
+
+
+def _wrapped(field: str, value: Any) -> Any:
+    return value if isinstance(value, Mapping) else {field: value}

@@ -1,0 +1,1 @@
+"""Benchmarks: `make bench NAME=external_throughput`, a table on the screen and JSON in `results/`."""

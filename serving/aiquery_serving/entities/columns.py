@@ -1,0 +1,252 @@
+"""One Arrow column as the numpy array that a model takes, by safe casts only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aiquery_serving.errors import InvalidRequestError
+
+Read: TypeAlias = Callable[[pa.Array], "np.ndarray[Any, Any]"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How one column is read.
+
+    `dtype` is set if every batch gives values of that type, so that columns may share one array.
+    """
+
+    read: Read
+    dtype: np.dtype[Any] | None = None
+
+
+def column_reader(name: str, source: pa.DataType, target: pa.DataType, *, required: bool) -> Reader:
+    """Return how a column of type `source` becomes the signature's `target`.
+
+    NULL becomes NaN, NaT, or None for text, binary and boolean. An integer cannot be NULL: for an
+    input that is not required the column then becomes float64 with NaN, as pandas has it.
+
+    Raises:
+        InvalidRequestError: The conversion may lose something: a smaller type, or text to number.
+    """
+    _check_safe(name, source, target)
+    prepare = _caster(name, source, target)
+    if pa.types.is_integer(target):
+        dtype = np.dtype(target.to_pandas_dtype()) if required else None
+        return Reader(lambda column: _integers(name, prepare(column), required=required), dtype)
+    return Reader(lambda column: _numpy(prepare(column)), _lasting_dtype(target))
+
+
+def natural_reader(source: pa.DataType) -> Reader:
+    """Return how a column is read when no signature says what the model wants.
+
+    Numbers keep their type (NULL makes an integer column float64), decimals become double, dates
+    become datetimes, and nested values become Python lists and dicts.
+    """
+    plain = source.value_type if pa.types.is_dictionary(source) else source
+    if pa.types.is_nested(plain):
+        return Reader(objects, np.dtype(object))
+    target = _natural_type(plain)
+    prepare = _caster("", source, target)
+    return Reader(lambda column: _numpy(prepare(column)), _lasting_dtype(target))
+
+
+def tensor_reader(name: str, source: pa.DataType, element: pa.DataType | None, shape: tuple[int, ...]) -> Read:
+    """Return how a column becomes an array of `shape`, the rows being its first dimension.
+
+    The column holds a list per row (nested as deep as need be, or flat), or a scalar per row for a
+    one-dimensional array. Elements may lose float precision, as MLflow has it for tensors.
+
+    Raises:
+        InvalidRequestError: The elements are of another kind.
+    """
+    inner = _innermost(source)
+    target = element if element is not None else _natural_type(inner)
+    _check_element(name, inner, target)
+    prepare = _caster(name, inner, target)
+
+    def read(column: pa.Array) -> np.ndarray[Any, Any]:
+        count = len(column)
+        values = prepare(_flattened(name, column))
+        array = _integers(name, values, required=True) if _is_int(target) else _numpy(values)
+        # The rows' own memory is read-only; a tensor is the model's to change.
+        own = array if array.flags.writeable else array.copy()
+        return _shaped(name, own, (count, *shape[1:]))
+
+    return read
+
+
+def objects(column: pa.Array) -> np.ndarray[Any, Any]:
+    """Return nested values as Python objects, one per row."""
+    values = np.empty(len(column), dtype=object)
+    is_map = pa.types.is_map(column.type)
+    for row, value in enumerate(column.to_pylist()):
+        values[row] = dict(value) if is_map and value is not None else value
+    return values
+
+
+def _lasting_dtype(target: pa.DataType) -> np.dtype[Any] | None:
+    """Return the numpy type that a column has with NULLs and without; None if they differ."""
+    if pa.types.is_floating(target):
+        dtype: np.dtype[Any] = np.dtype(target.to_pandas_dtype())
+        return dtype
+    # MLflow's text type is `object` with None.
+    is_object = pa.types.is_string(target) or pa.types.is_binary(target)
+    return np.dtype(object) if is_object else None
+
+
+def _natural_type(source: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(source):
+        return _natural_type(source.value_type)
+    if pa.types.is_decimal(source) or pa.types.is_null(source):
+        return pa.float64()
+    if pa.types.is_date(source) or pa.types.is_timestamp(source):
+        return pa.timestamp("ns", getattr(source, "tz", None))
+    if _is_text(source):
+        return pa.string()
+    return source
+
+
+def _is_int(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
+def _check_safe(name: str, source: pa.DataType, target: pa.DataType) -> None:
+    if pa.types.is_dictionary(source):
+        source = source.value_type
+    if pa.types.is_null(source) or _is_safe(source, target):
+        return
+    raise InvalidRequestError(
+        f"Incompatible input types for column {name}. Can not safely convert {source} to {target}"
+        f"{_way_out(source, target)}"
+    )
+
+
+def _way_out(source: pa.DataType, target: pa.DataType) -> str:
+    if pa.types.is_timestamp(source) and pa.types.is_timestamp(target):
+        return ", because it has a time zone; convert it to a TIMESTAMP without one in the query."
+    return "; cast the column in the query if that is what you mean."
+
+
+def _is_safe(source: pa.DataType, target: pa.DataType) -> bool:
+    if pa.types.is_integer(target):
+        return bool(pa.types.is_integer(source)) and _fits(source, target)
+    if pa.types.is_floating(target):
+        return _is_safe_float(source, target)
+    if pa.types.is_timestamp(target):
+        is_naive = pa.types.is_timestamp(source) and source.tz is None
+        return bool(is_naive or pa.types.is_date(source))
+    if pa.types.is_string(target):
+        return _is_text(source)
+    if pa.types.is_binary(target):
+        return _is_binary(source)
+    return bool(source == target)
+
+
+def _is_safe_float(source: pa.DataType, target: pa.DataType) -> bool:
+    if pa.types.is_integer(source):
+        # Into a double every integer is tried, and the cast refuses one that it cannot hold.
+        return bool(target.bit_width == 64 or source.bit_width <= 16)  # noqa: PLR2004 bits
+    # A decimal is how SQL writes 0.5: it has no float type of its own to be faithful to.
+    is_float = pa.types.is_floating(source) and source.bit_width <= target.bit_width
+    return bool(is_float or pa.types.is_decimal(source))
+
+
+def _fits(source: pa.DataType, target: pa.DataType) -> bool:
+    signed = pa.types.is_signed_integer(source)
+    return bool(source.bit_width <= target.bit_width if signed else source.bit_width < target.bit_width)
+
+
+def _check_element(name: str, source: pa.DataType, target: pa.DataType) -> None:
+    """Tensors take any number of the same kind; values that do not fit are refused by the cast."""
+    both_int = pa.types.is_integer(source) and pa.types.is_integer(target)
+    both_float = pa.types.is_floating(source) and pa.types.is_floating(target)
+    to_float = pa.types.is_integer(source) and pa.types.is_floating(target)
+    if not (both_int or both_float or to_float):
+        _check_safe(name, source, target)
+
+
+def _caster(name: str, source: pa.DataType, target: pa.DataType) -> Callable[[pa.Array], pa.Array]:
+    if source == target:
+        return lambda column: column
+    narrows = pa.types.is_floating(source) and pa.types.is_floating(target)
+
+    def cast(column: pa.Array) -> pa.Array:
+        try:
+            return column.cast(target, safe=not narrows)
+        except pa.ArrowInvalid as error:
+            raise InvalidRequestError(
+                f"Incompatible input types for column {name}. Can not safely convert {source} to {target}: {error}"
+            ) from error
+
+    return cast
+
+
+def _numpy(column: pa.Array) -> np.ndarray[Any, Any]:
+    values: np.ndarray[Any, Any] = column.to_numpy(zero_copy_only=False)
+    return values
+
+
+def _integers(name: str, column: pa.Array, *, required: bool) -> np.ndarray[Any, Any]:
+    if column.null_count and required:
+        raise InvalidRequestError(
+            f"Incompatible input types for column {name}. It has {column.null_count} NULLs and the "
+            "model takes integers, which cannot be missing; replace them with coalesce(), filter "
+            "them out, or log the model with a double for that column."
+        )
+    return _numpy(column)
+
+
+def _innermost(kind: pa.DataType) -> pa.DataType:
+    while _is_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _flattened(name: str, column: pa.Array) -> pa.Array:
+    while _is_list(column.type):
+        if column.null_count:
+            raise InvalidRequestError(
+                f"Column {name} has {column.null_count} NULL lists; an array cannot have gaps. Filter those rows out."
+            )
+        lengths = pc.min_max(pc.list_value_length(column)).as_py()
+        if lengths["min"] != lengths["max"]:
+            raise InvalidRequestError(
+                f"Column {name} has lists of {lengths['min']} to {lengths['max']} values; the "
+                "model takes an array, so every row needs the same number."
+            )
+        column = column.flatten()
+    return column
+
+
+def _shaped(name: str, values: np.ndarray[Any, Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    try:
+        return values.reshape(shape)
+    except ValueError:
+        per_row = len(values) // shape[0]
+        raise InvalidRequestError(
+            f"Shape of input ({shape[0]}, {per_row}) in column {name} does not match expected shape {(-1, *shape[1:])}."
+        ) from None

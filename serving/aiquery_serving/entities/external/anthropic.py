@@ -1,0 +1,246 @@
+"""Anthropic's messages, asked and answered in the shape of a chat completion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from aiquery_serving.entities.external.anthropic_messages import dialogue
+from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
+from aiquery_serving.entities.external.limit_hints import anthropic_hint
+from aiquery_serving.entities.external.openai import JSON_HEADERS, required, unwrapped
+from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ProviderResponseError
+from aiquery_serving.messages import CHAT, Json, LimitHint, Usage
+
+if TYPE_CHECKING:
+    from aiquery_serving.endpoint import ExternalModel
+    from aiquery_serving.entities.external.limit_hints import Headers
+    from aiquery_serving.entities.external.transport import Transport
+
+DEFAULT_BASE = "https://api.anthropic.com"
+API_VERSION = "2023-06-01"
+#: Anthropic requires a bound. This is the most that every model takes, and thinking counts too.
+DEFAULT_MAX_TOKENS = 4096
+
+_FINISH = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+#: Parameters of the chat task that the provider has no word for.
+_UNKNOWN = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "seed")
+_EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
+#: Models that still take a temperature: all of the third generation and before, and these of the
+#: fourth. Every later one refuses it.
+_TAKES_TEMPERATURE = re.compile(
+    r"claude-(?:[123]|instant)|(?:opus|sonnet)-4(?:-[0-6])?(?!-?\d{1,2}(?!\d))"
+    r"|haiku-4(?:-[0-5])?(?!-?\d{1,2}(?!\d))"
+)
+#: Models without structured outputs: a tool that they must call has the schema instead.
+_NO_SCHEMAS = re.compile(r"claude-(?:[123]|instant)|(?:opus|sonnet)-4(?:-0)?(?:-\d{8})?$")
+_ANSWER_TOOL = "answer"
+_JSON_ONLY = "Answer with one JSON object and nothing else: no prose around it and no code fence."
+
+
+def load_anthropic(
+    model: ExternalModel, *, resolve: Callable[[str], str], transport: Transport | None
+) -> ExternalEntity:
+    """Return the entity of an `anthropic` model (`anthropic_config`, contract B.2).
+
+    Our own field `anthropic_api_base` points at a proxy; it may end with `/v1` or not.
+
+    Raises:
+        ConfigurationError: Another task than chat, or no key.
+    """
+    if model.task != CHAT:
+        raise ConfigurationError(f"External model '{model.name}' has the task '{model.task}'; anthropic offers {CHAT}.")
+    base = str(model.config.get("anthropic_api_base") or DEFAULT_BASE).rstrip("/")
+    reference = required(model.config, "anthropic_api_key", of="anthropic_config")
+    return ExternalEntity(
+        task=model.task,
+        url=f"{base.removesuffix('/v1')}/v1/messages",
+        dialect=AnthropicDialect(model.name),
+        headers=lambda: PrivateHeaders(
+            public={**JSON_HEADERS, "anthropic-version": API_VERSION},
+            secret={"x-api-key": resolve(reference)},
+        ),
+        transport=transport,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AnthropicDialect:
+    """Turns chat bodies into messages requests, and messages into chat completions."""
+
+    model: str
+
+    @property
+    def who(self) -> str:
+        """The provider and the model, as error messages name them."""
+        return f"anthropic model '{self.model}'"
+
+    def encode(self, body: Mapping[str, Any]) -> Json:
+        """Return the messages request for a chat body.
+
+        Raises:
+            InvalidRequestError: Something that the provider has no word for.
+        """
+        asked = unwrapped(body)
+        self._refuse_unknown(asked)
+        system, messages = dialogue(asked.pop("messages", None) or [])
+        sent = {"model": self.model, "messages": messages, "max_tokens": _bound(asked)}
+        if system:
+            sent["system"] = system
+        form = asked.pop("response_format", None)
+        sent |= _renamed(asked)
+        self._drop_implicit_temperature(sent)
+        self._ask_for_form(sent, form)
+        return sent
+
+    def decode(self, answer: Json, body: Mapping[str, Any], now: float) -> tuple[Json, Usage]:
+        """Return the chat completion of a message and what it used.
+
+        Raises:
+            ProviderResponseError: It has no content.
+        """
+        blocks, reason = answer.get("content"), answer.get("stop_reason")
+        if not isinstance(blocks, list) or not (blocks or reason == "refusal"):
+            raise ProviderResponseError(f"{self.who} answered without content.")
+        message = _message(blocks, schema_tool=self._uses_schema_tool(body.get("response_format")))
+        usage = _usage(answer.get("usage"))
+        finish = _FINISH.get(str(reason), "stop")
+        if finish == "tool_calls" and "tool_calls" not in message:
+            finish = "stop"
+        return {
+            "id": answer.get("id", ""),
+            "object": "chat.completion",
+            "created": int(now),
+            "model": answer.get("model", self.model),
+            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "total_tokens": usage.total_tokens,
+            },
+        }, usage
+
+    def hint(self, headers: Headers, now: float) -> LimitHint | None:
+        """Return what the headers teach about limits."""
+        return anthropic_hint(headers, now)
+
+    def _refuse_unknown(self, asked: Json) -> None:
+        for name in _UNKNOWN:
+            if asked.pop(name, None):
+                raise InvalidRequestError(f"{self.who} has no parameter '{name}': leave it out.")
+        if (asked.pop("n", None) or 1) != 1:
+            raise InvalidRequestError(f"{self.who} gives one answer a request: leave 'n' at 1.")
+
+    def _drop_implicit_temperature(self, sent: Json) -> None:
+        # As with OpenAI's reasoning models (contract A.2): another value is somebody's wish, and
+        # the provider's own error tells them.
+        if sent.get("temperature") == 0 and not _TAKES_TEMPERATURE.search(self.model):
+            del sent["temperature"]
+
+    def _uses_schema_tool(self, form: Any) -> bool:
+        return _schema(form) is not None and _NO_SCHEMAS.search(self.model) is not None
+
+    def _ask_for_form(self, sent: Json, form: Any) -> None:
+        schema = _schema(form)
+        if self._uses_schema_tool(form):
+            tool = {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema}
+            sent["tools"] = [*sent.get("tools", []), tool]
+            sent["tool_choice"] = {"type": "tool", "name": _ANSWER_TOOL}
+        elif schema is not None:
+            wanted = {"type": "json_schema", "schema": schema}
+            sent["output_config"] = {**sent.get("output_config", {}), "format": wanted}
+        elif isinstance(form, dict) and form.get("type") == "json_object":
+            sent["system"] = "\n\n".join(filter(None, [sent.get("system"), _JSON_ONLY]))
+
+
+def _bound(asked: Json) -> int:
+    chosen = asked.pop("max_tokens", None), asked.pop("max_completion_tokens", None)
+    return next((bound for bound in chosen if bound is not None), DEFAULT_MAX_TOKENS)
+
+
+def _renamed(asked: Json) -> Json:
+    """Return the other parameters under the provider's names; what it alone knows stays as it is."""
+    sent = {name: value for name, value in asked.items() if value is not None}
+    sent.pop("model", None)
+    if (stop := sent.pop("stop", None)) is not None:
+        sent["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+    if (user := sent.pop("user", None)) is not None:
+        sent["metadata"] = {"user_id": user}
+    if effort := _EFFORT.get(sent.pop("reasoning_effort", "")):
+        sent["output_config"] = {**sent.get("output_config", {}), "effort": effort}
+    if tools := sent.pop("tools", None):
+        sent["tools"] = [_tool(tool) for tool in tools]
+    choice = _tool_choice(sent.pop("tool_choice", None), sent.pop("parallel_tool_calls", None))
+    return {**sent, "tool_choice": choice} if choice and tools else sent
+
+
+def _tool(tool: Json) -> Json:
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise InvalidRequestError("Every entry of 'tools' needs a 'function' with a name.")
+    schema = function.get("parameters") or {"type": "object", "properties": {}}
+    named = {name: function[name] for name in ("description", "strict") if name in function}
+    return {"name": function.get("name"), "input_schema": schema, **named}
+
+
+def _tool_choice(choice: Any, parallel: Any) -> Json | None:
+    match choice:
+        case {"function": {"name": name}}:
+            found: Json = {"type": "tool", "name": name}
+        case "required":
+            found = {"type": "any"}
+        case "none":
+            return {"type": "none"}
+        case "auto":
+            found = {"type": "auto"}
+        case _ if parallel is False:
+            found = {"type": "auto"}
+        case _:
+            return None
+    return {**found, "disable_parallel_tool_use": True} if parallel is False else found
+
+
+def _schema(form: Any) -> Json | None:
+    match form:
+        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
+            return schema
+        case _:
+            return None
+
+
+def _message(blocks: list[Any], *, schema_tool: bool) -> Json:
+    """Return the assistant's message; thinking is the model's own business and is left out."""
+    blocks = [block for block in blocks if isinstance(block, dict)]
+    texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
+    uses = [block for block in blocks if block.get("type") == "tool_use"]
+    if schema_tool and (answers := [use for use in uses if use.get("name") == _ANSWER_TOOL]):
+        return {"role": "assistant", "content": orjson.dumps(answers[0].get("input")).decode()}
+    message: Json = {"role": "assistant", "content": "".join(texts) if texts or not uses else None}
+    if uses:
+        message["tool_calls"] = [_tool_call(use) for use in uses]
+    return message
+
+
+def _tool_call(use: Json) -> Json:
+    arguments = orjson.dumps(use.get("input", {})).decode()
+    function = {"name": use.get("name"), "arguments": arguments}
+    return {"id": use.get("id"), "type": "function", "function": function}
+
+
+def _usage(usage: Any) -> Usage:
+    if not isinstance(usage, dict):
+        return Usage()
+    into = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    return Usage(
+        prompt_tokens=sum(usage.get(name) or 0 for name in into),
+        completion_tokens=usage.get("output_tokens") or 0,
+    )

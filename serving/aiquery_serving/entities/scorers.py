@@ -1,0 +1,154 @@
+"""How rows reach a model: as one frame, as a list of type-hinted values, or one by one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Protocol, cast
+
+import orjson
+import pyarrow as pa
+
+from aiquery_serving.entities.columns import objects
+from aiquery_serving.entities.frames import Plan, plan
+from aiquery_serving.entities.scoring import jsonable
+from aiquery_serving.entities.signature import inputs_of, output_type, properties_of
+
+#: Checked plans that an entity keeps: a query has one Arrow schema, a process a few queries.
+KEPT_PLANS = 8
+
+#: MLflow's loaders of chat-like models, and the key that holds a conversation.
+_AGENTS = {
+    "mlflow.pyfunc.loaders.chat_agent": "messages",
+    "mlflow.pyfunc.loaders.chat_model": "messages",
+    "mlflow.pyfunc.loaders.responses_agent": "input",
+}
+
+
+class Scorer(Protocol):
+    """One way from rows to a model."""
+
+    input_schema: pa.Schema | None
+    output_type: pa.DataType | None
+
+    def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> Any:
+        """Return what the model returns for these rows, of whatever type that is."""
+        ...
+
+
+def scorer(model: Any) -> Scorer:
+    """Return the way that fits an MLflow `PyFuncModel`."""
+    if model.loader_module in _AGENTS:
+        return AgentScorer(model)
+    if model.metadata._is_signature_from_type_hint():  # noqa: SLF001 no public way to ask
+        return HintScorer(model)
+    return FrameScorer(model)
+
+
+class FrameScorer:
+    """Hands over a data frame or arrays, and goes below MLflow's own check where ours is enough.
+
+    MLflow's check of a call's schema takes milliseconds, more than many models take for a batch.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._inputs = inputs_of(model.metadata.get_input_schema())
+        self._direct = _direct(model) if _needs_columns_only(model) else None
+        # Replaced as a whole, never changed: threads share it without a lock.
+        self._plans: tuple[tuple[pa.Schema, Plan], ...] = ()
+        self.input_schema = self._inputs.schema() if self._inputs else None
+        self.output_type = output_type(model.metadata.get_output_schema())
+
+    def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> Any:
+        """Call the model once for the batch."""
+        frame = self._plan(rows.schema)(rows)
+        if self._direct is None or params:
+            return self._model.predict(frame, params=dict(params) if params else None)
+        return self._direct(frame)
+
+    def _plan(self, schema: pa.Schema) -> Plan:
+        for known, made in self._plans:
+            if known.equals(schema):
+                return made
+        made = plan(self._inputs, schema)
+        self._plans = ((schema, made), *self._plans[: KEPT_PLANS - 1])
+        return made
+
+
+def _needs_columns_only(model: Any) -> bool:
+    """Whether MLflow's own call would do no more than check the columns."""
+    metadata = model.metadata
+    inputs = inputs_of(metadata.get_input_schema())
+    return (
+        (inputs is None or inputs.is_flat)
+        and metadata.get_params_schema() is None
+        and not metadata._is_type_hint_from_example()  # noqa: SLF001 no public way to ask
+        and not (metadata.metadata or {}).get("dependencies_schemas")
+    )
+
+
+def _direct(model: Any) -> Any:
+    name = model.metadata.flavors["python_function"].get("predict_fn", "predict")
+    predict = getattr(model._model_impl, name)  # noqa: SLF001 MLflow calls it a stable API
+    params = inspect.signature(predict).parameters.get("params")
+    takes_params = params is not None and params.kind is not inspect.Parameter.VAR_KEYWORD
+    return partial(predict, params=None) if takes_params else predict
+
+
+class HintScorer:
+    """Hands over a list of values, one per row, to a model whose type hints say what they are."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        schema = model.metadata.get_input_schema()
+        self._is_record = properties_of(schema) is not None
+        inputs = inputs_of(schema)
+        self.input_schema = properties_of(schema) or (inputs.schema() if inputs else None)
+        self.output_type = output_type(model.metadata.get_output_schema())
+
+    def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> Any:
+        """Call the model once for the batch; MLflow checks the values against the hints."""
+        return self._model.predict(self._values(rows), params=dict(params) if params else None)
+
+    def _values(self, rows: pa.RecordBatch) -> list[Any]:
+        if rows.num_columns != 1 or (self._is_record and not _holds_records(rows)):
+            return cast("list[Any]", rows.to_pylist())
+        column = rows.column(0)
+        return list(objects(column)) if pa.types.is_map(column.type) else column.to_pylist()
+
+
+def _holds_records(rows: pa.RecordBatch) -> bool:
+    kind = rows.column(0).type
+    return bool(pa.types.is_struct(kind) or pa.types.is_map(kind))
+
+
+class AgentScorer:
+    """Hands conversations to a ChatAgent, ChatModel or ResponsesAgent one row at a time.
+
+    A row's fields are the request's keys (`messages`, or `input`; NULL leaves a key out); one text
+    column is taken as the user's message. Each answer is the JSON text of the agent's response.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._key = _AGENTS[model.loader_module]
+        inputs = inputs_of(model.metadata.get_input_schema())
+        self.input_schema = inputs.schema() if inputs else None
+        self.output_type = pa.string()
+
+    def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> list[str]:
+        """Call the agent once per row."""
+        own = dict(params) if params else None
+        return [self._answer(request, own) for request in self._requests(rows)]
+
+    def _answer(self, request: dict[str, Any], params: dict[str, Any] | None) -> str:
+        output = self._model.predict(request, params=params)
+        return orjson.dumps(jsonable(output)).decode()
+
+    def _requests(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:
+        if rows.num_columns == 1 and pa.types.is_string(rows.column(0).type):
+            texts = rows.column(0).to_pylist()
+            return [{self._key: [{"role": "user", "content": text}]} for text in texts]
+        return [{key: value for key, value in row.items() if value is not None} for row in rows.to_pylist()]

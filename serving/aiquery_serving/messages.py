@@ -1,0 +1,119 @@
+"""What travels between rows, gateway and models: responses, usage, limit hints, entity protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+#: A JSON object, as `orjson.loads` gives it.
+Json: TypeAlias = dict[str, Any]
+
+CHAT = "llm/v1/chat"
+COMPLETIONS = "llm/v1/completions"
+EMBEDDINGS = "llm/v1/embeddings"
+TASKS = (CHAT, COMPLETIONS, EMBEDDINGS)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens in and out of one invocation, as the provider counted them (0 when it did not)."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in and out together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What a provider's headers say is left of one limit.
+
+    `limit` and `remaining` count calls or tokens; `reset_after` is the seconds until the allowance is
+    whole again. Each may be unknown.
+    """
+
+    limit: int | None = None
+    remaining: int | None = None
+    reset_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitHint:
+    """What an answer's headers teach about the provider's limits."""
+
+    requests: Allowance | None = None
+    tokens: Allowance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """One answer: the REST API's JSON body, what it used, and what its headers teach."""
+
+    body: Json
+    usage: Usage = Usage()
+    hint: LimitHint | None = None
+    served_entity: str = ""
+
+
+@runtime_checkable
+class RequestEntity(Protocol):
+    """A served entity that takes one request at a time, hundreds in flight (design 2.4)."""
+
+    #: `llm/v1/chat`, `llm/v1/completions` or `llm/v1/embeddings`.
+    task: str
+
+    async def send(self, body: Mapping[str, Any]) -> Response:
+        """Answer one REST request body (contract D.2-D.4), in the REST API's response shape.
+
+        Called on the event loop. Never retries and never waits for limits: that is the gateway's.
+
+        Raises:
+            ProviderError: One of its kinds; `hint` headers of a 429 are in its `retry_after`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give connections back."""
+        ...
+
+
+@runtime_checkable
+class BatchEntity(Protocol):
+    """A served entity that takes a whole Arrow batch at once, no Python object per row."""
+
+    #: The inputs the model's signature names, in order; None when it has no signature.
+    input_schema: pa.Schema | None
+    #: The type of one answer: a scalar for one output column, a struct for several; None when the
+    #: signature does not say.
+    output_type: pa.DataType | None
+
+    def predict(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None = None) -> pa.Array:
+        """Return one answer per row.
+
+        Called from any thread, several at once.
+
+        Raises:
+            InvalidRequestError: The rows do not fit the model's signature.
+            ModelError: The model raised, or gave another number of answers than rows.
+        """
+        ...
+
+    def query(self, payload: Mapping[str, Any]) -> Json:
+        """Answer one REST request body of contract D.1, in the REST API's response shape.
+
+        Raises:
+            MalformedRequestError: The body has not exactly one of the four input forms.
+            InvalidRequestError: The input does not fit the model's signature.
+            ModelError: The model raised.
+        """
+        ...
+
+
+Entity: TypeAlias = RequestEntity | BatchEntity

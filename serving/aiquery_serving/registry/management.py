@@ -1,0 +1,335 @@
+"""The endpoints of a workspace as the REST API shows them: create, read, update, delete."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, check_update
+from aiquery_serving.errors import (
+    EndpointExistsError,
+    EndpointNotReadyError,
+    UpdateConflictError,
+)
+from aiquery_serving.registry.deployments import NAP_SECONDS, Deployments, Serving
+from aiquery_serving.registry.documents import Documents, Stored
+from aiquery_serving.registry.lifecycle import IN_PROGRESS, NOT_UPDATING, begin
+from aiquery_serving.registry.process import Owner, new_owner
+from aiquery_serving.secrets import ENVIRONMENT_SCOPE, reference
+from aiquery_serving.wire import (
+    endpoint_item,
+    endpoint_output,
+    parse_ai_gateway,
+    parse_config,
+    parse_create,
+    parse_rate_limits,
+    parse_tags,
+    rate_limits_output,
+    tags_output,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aiquery_serving.clock import Clock
+    from aiquery_serving.endpoint import ServedEntity
+    from aiquery_serving.messages import Entity, Json, RequestEntity
+    from aiquery_serving.secrets import Secrets
+    from aiquery_serving.store import Store
+    from aiquery_serving.wire import Declaration
+
+
+class Registry:
+    """The endpoints of a workspace, for all threads of this process and all processes.
+
+    Every answer is the REST API's own JSON. What an update leaves as it was keeps running: a change
+    of the traffic split loads no model again.
+
+    Args:
+        store: Where endpoints are kept.
+        secrets: Where keys sent in clear are put.
+        load: Makes a served entity ready to answer. May take long for models of our own, which
+            load on a thread of their own, and must not for external ones.
+        check: Raises ConfigurationError when a served entity names a model that does not exist.
+        creator: Who creates endpoints here.
+        clock: The time.
+
+    Attributes:
+        retired: Per-request entities that no new request gets any more. Whoever runs them takes
+            them out and closes them when the requests in flight have ended.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        secrets: Secrets,
+        *,
+        load: Callable[[ServedEntity], Entity],
+        check: Callable[[ServedEntity], None],
+        creator: str,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._secrets = secrets
+        self._check_entity = check
+        self._creator = creator
+        self._clock = clock
+        self._documents = Documents(store, clock.epoch_ms)
+        self._deployments = Deployments(store, self._documents, load=load, clock=clock)
+        self.retired: list[RequestEntity] = self._deployments.retired
+
+    def create(self, payload: Mapping[str, Any]) -> Json:
+        """Create an endpoint and begin to load what it serves.
+
+        Raises:
+            ConfigurationError: The declaration breaks a rule, or names an unknown model.
+            EndpointExistsError: The name is taken.
+            WorkspaceError: The workspace cannot be written.
+        """
+        stash = _Stash(str(payload.get("name")), 1)
+        declared = parse_create(payload, stash=stash)
+        self._refuse_existing(declared.name)
+        self._check(declared.config)
+        record = self._new_record(declared)
+        with self._deployments.changed, self._store.write():
+            self._refuse_existing(record.name)
+            owner = self._begin(record, declared.config, stash)
+        if owner and declared.config:
+            self._deployments.deploy(record, declared.config, owner)
+        return self.get(record.name)
+
+    def get(self, name: str) -> Json:
+        """Return an endpoint.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            WorkspaceError: The workspace cannot be read.
+        """
+        return endpoint_output(self._documents.get(name).record)
+
+    def list(self) -> Json:
+        """Return all endpoints, in order of their names.
+
+        Raises:
+            WorkspaceError: The workspace cannot be read.
+        """
+        every = self._documents.all().values()
+        return {"endpoints": [endpoint_item(stored.record) for stored in every]}
+
+    def update_config(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Begin to load a new config. The old one serves until the new one has loaded.
+
+        Raises:
+            ConfigurationError: The config breaks a rule, or names an unknown model.
+            EndpointNotFoundError: There is no endpoint of that name.
+            UpdateConflictError: Another update is in progress.
+            WorkspaceError: The workspace cannot be written.
+        """
+        before = _refuse_conflict(self._documents.get(name)).record
+        version = before.config.config_version + 1 if before.config else 1
+        stash = _Stash(name, version)
+        config = parse_config(payload, config_version=version, stash=stash)
+        if before.config:
+            check_update(before.config, config)
+        self._check(config)
+        with self._deployments.changed, self._store.write():
+            record = _refuse_conflict(self._documents.get(name)).record
+            if (record.id, record.config) != (before.id, before.config):
+                raise _conflict(name, "was updated by somebody else just now")
+            owner = self._begin(record, config, stash)
+        if owner:
+            self._deployments.deploy(record, config, owner)
+        return self.get(name)
+
+    def update_rate_limits(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Replace the endpoint's own rate limits.
+
+        Raises:
+            ConfigurationError: A limit breaks a rule.
+            EndpointNotFoundError: There is no endpoint of that name.
+            WorkspaceError: The workspace cannot be written.
+        """
+        limits = parse_rate_limits(payload)
+        self._change(name, lambda record: replace(record, rate_limits=limits))
+        return rate_limits_output(limits)
+
+    def update_tags(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Add and delete tags, and return all the endpoint then has.
+
+        Raises:
+            ConfigurationError: The change cannot be read.
+            EndpointNotFoundError: There is no endpoint of that name.
+            WorkspaceError: The workspace cannot be written.
+        """
+        change = parse_tags(payload)
+
+        def tagged(record: EndpointRecord) -> EndpointRecord:
+            tags = {**dict(record.tags), **dict(change.add)}
+            return replace(record, tags=tuple((k, v) for k, v in tags.items() if k not in change.delete))
+
+        return tags_output(self._change(name, tagged).tags)
+
+    def update_ai_gateway(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Replace the endpoint's AI gateway block; an empty one unsets it.
+
+        Raises:
+            ConfigurationError: The block breaks a rule.
+            EndpointNotFoundError: There is no endpoint of that name.
+            WorkspaceError: The workspace cannot be written.
+        """
+        block = parse_ai_gateway(payload)
+        self._change(name, lambda record: replace(record, ai_gateway=block or None))
+        return block
+
+    def delete(self, name: str) -> Json:
+        """Delete an endpoint and the secrets that were sent with it.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            WorkspaceError: The workspace cannot be written.
+        """
+        with self._deployments.changed:
+            with self._store.write():
+                record = self._documents.get(name).record
+                self._documents.delete(name)
+                self._secrets.delete_owned(record.id)
+            self._deployments.catch_up()
+        return {}
+
+    def serving(
+        self,
+        name: str,
+        *,
+        wait: float | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Serving:
+        """Return what the endpoint's requests run on now.
+
+        Costs next to nothing once the endpoint has loaded in this process; the changes of other
+        processes show within 0.2 s.
+
+        Args:
+            name: The endpoint.
+            wait: Seconds to wait for a first deployment; it blocks the thread, so an event loop
+                asks without it. None does not wait.
+            cancelled: Asked while waiting; True gives up.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            EndpointNotReadyError: Its first deployment is still loading.
+            EndpointFailedError: It has nothing that could be loaded; the message says why.
+            CancelledCallError: `cancelled` said so.
+            WorkspaceError: The workspace cannot be read.
+        """
+        return self._deployments.serving(name, wait or 0.0, cancelled)
+
+    def wait_until_settled(self, name: str, timeout: float | None = None) -> Json:
+        """Wait until no update of the endpoint is in progress, in any process, and return it.
+
+        Args:
+            name: The endpoint.
+            timeout: The most seconds to wait; None waits as long as it takes.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name (any more).
+            EndpointNotReadyError: The update took longer than `timeout`.
+            WorkspaceError: The workspace cannot be read.
+        """
+        until = None if timeout is None else self._clock.now() + timeout
+        with self._deployments.changed:
+            while (record := self._documents.get(name).record).config_update == IN_PROGRESS:
+                if until is not None and self._clock.now() >= until:
+                    raise EndpointNotReadyError(
+                        f"Endpoint '{name}' is still being updated after {timeout:g} s. Wait longer,"
+                        " or look at its state."
+                    )
+                self._deployments.changed.wait(NAP_SECONDS)
+        return endpoint_output(record)
+
+    def close(self) -> None:
+        """Let go of all served entities. A load in progress counts as failed."""
+        self._deployments.close()
+
+    def _new_record(self, declared: Declaration) -> EndpointRecord:
+        now_ms = self._clock.epoch_ms()
+        return EndpointRecord(
+            name=declared.name,
+            id=uuid4().hex,
+            creator=self._creator,
+            created_ms=now_ms,
+            updated_ms=now_ms,
+            ready=False,
+            config_update=NOT_UPDATING,
+            tags=declared.tags,
+            description=declared.description,
+            route_optimized=declared.route_optimized,
+            ai_gateway=declared.ai_gateway,
+            rate_limits=declared.rate_limits,
+            email_notifications=declared.email_notifications,
+        )
+
+    def _begin(self, record: EndpointRecord, config: EndpointConfig | None, stash: _Stash) -> Owner | None:
+        """Store an endpoint with a config to load, and say who loads it."""
+        stash.put_into(self._secrets, owner=record.id)
+        if config is None:
+            self._documents.save(Stored(record))
+            return None
+        owner = new_owner()
+        pending = begin(record, config, now_ms=self._clock.epoch_ms())
+        self._documents.save(Stored(pending, owner))
+        return owner
+
+    def _change(self, name: str, change: Callable[[EndpointRecord], EndpointRecord]) -> EndpointRecord:
+        with self._deployments.changed:
+            with self._store.write():
+                stored = self._documents.get(name)
+                record = replace(change(stored.record), updated_ms=self._clock.epoch_ms())
+                self._documents.save(replace(stored, record=record))
+            self._deployments.catch_up()
+        return record
+
+    def _refuse_existing(self, name: str) -> None:
+        if self._documents.find(name):
+            raise EndpointExistsError(f"Endpoint with name '{name}' already exists. Choose another name, or update it.")
+
+    def _check(self, config: EndpointConfig | None) -> None:
+        for entity in config.served_entities if config else ():
+            self._check_entity(entity)
+
+
+class _Stash:
+    """Secrets that came in clear with a declaration, kept until it is stored."""
+
+    def __init__(self, endpoint: str, version: int) -> None:
+        # The endpoint's name is the scope; a dot, which no endpoint's name has, keeps off `env`.
+        self._scope = f"{endpoint}.endpoint" if endpoint == ENVIRONMENT_SCOPE else endpoint
+        self._version = version
+        self._values: dict[str, str] = {}
+
+    def __call__(self, name: str, value: str) -> str:
+        """Keep a value, and return the reference that takes its place.
+
+        The key holds the config version: the config that still serves keeps its own secret.
+        """
+        key = re.sub(r"[^A-Za-z0-9_-]+", ".", name) + f".v{self._version}"
+        self._values[key] = value
+        return reference(self._scope, key)
+
+    def put_into(self, secrets: Secrets, *, owner: str) -> None:
+        for key, value in self._values.items():
+            secrets.put(self._scope, key, value, owner=owner)
+
+
+def _refuse_conflict(stored: Stored) -> Stored:
+    record = stored.record
+    if record.config_update == IN_PROGRESS:
+        raise _conflict(record.name, "is being updated already")
+    return stored
+
+
+def _conflict(name: str, what: str) -> UpdateConflictError:
+    return UpdateConflictError(
+        f"Endpoint '{name}' {what}. Wait until its config_update is no longer IN_PROGRESS, then update it again."
+    )

@@ -1,0 +1,102 @@
+"""Stopping: within a second, leaving no request behind and the connection usable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import duckdb
+import pytest
+
+
+def wait_for(condition, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("rows", [1, 5000])
+def test_an_interrupted_query_stops_within_a_second(con, server, rows):
+    server.delay = 30.0
+    caught = []
+
+    def ask():
+        try:
+            con.execute(f"SELECT ai_query('chat', 'n' || i) FROM range({rows}) t(i)").fetchall()
+        except duckdb.Error as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    wait_for(lambda: server.requests)
+    started = time.monotonic()
+    con.interrupt()
+    thread.join(5)
+
+    assert time.monotonic() - started < 1.0
+    assert caught
+    wait_for(lambda: server.traffic.in_flight == 0)
+    sent = len(server.requests)
+    server.delay = 0.0
+    assert con.execute("SELECT ai_query('chat', 'again')").fetchall() == [("echo: again",)]
+    assert len(server.requests) == sent + 1
+
+
+def test_interrupting_one_cursor_leaves_the_other_alone(con, server):
+    server.delay = lambda body: 30.0 if body["messages"][0]["content"] == "slow" else 0.5
+    slow, other = con.cursor(), con.cursor()
+
+    def ask_slowly():
+        with pytest.raises(duckdb.Error):
+            slow.execute("SELECT ai_query('chat', 'slow')").fetchall()
+
+    failed = threading.Thread(target=ask_slowly)
+    failed.start()
+    wait_for(lambda: server.requests)
+    found = []
+    asking = threading.Thread(target=lambda: found.extend(other.execute("SELECT ai_query('chat', 'quick')").fetchall()))
+    asking.start()
+    wait_for(lambda: len(server.requests) == 2)
+    slow.interrupt()
+    failed.join(5)
+    asking.join(5)
+
+    assert found == [("echo: quick",)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_script_within_a_second(server, tmp_path):
+    from engine_endpoints import external
+
+    server.delay = 30.0
+    script = textwrap.dedent(f"""
+        import sys, time, threading, duckdb, aiquery
+        with aiquery.Workspace(":memory:") as workspace:
+            workspace.create_endpoint("chat", {{"served_entities": [{external(server, "llm/v1/chat", "gpt-4o")!r}]}})
+            con = duckdb.connect()
+            aiquery.register(con, workspace=workspace)
+            con.execute("SET threads = 4")
+            print("ready", flush=True)
+            try:
+                con.execute("SELECT ai_query('chat', 'n' || i) FROM range(5000) t(i)").fetchall()
+            except BaseException as error:
+                print(type(error).__name__, flush=True)
+            print("usable", con.execute("SELECT 42").fetchall(), flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        wait_for(lambda: server.requests)
+        started = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        lines = [process.stdout.readline() for _ in range(2)]
+        seconds = time.monotonic() - started
+
+        assert lines[1] == "usable [(42,)]\n"
+        assert seconds < 1.0
+        assert process.wait(10) == 0

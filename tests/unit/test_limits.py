@@ -1,0 +1,311 @@
+"""Limits are never exceeded in any rolling window, and waits are enough and not too much."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiquery_serving.endpoint import RateLimit
+from aiquery_serving.errors import InvalidRequestError
+from aiquery_serving.limits import LearnedLimit, Limits, RollingLimit
+from aiquery_serving.messages import Allowance
+
+# Evenly spread gaps almost never put a burst right after a renewal; these do.
+gaps = st.lists(st.sampled_from([0, 0, 0.01, 0.5, 20, 59.5, 59.97, 60, 61]), max_size=40)
+sizes = st.lists(st.sampled_from([0, 1, 3, 10]), min_size=40, max_size=40)
+used = st.lists(st.sampled_from([0, 1, 2, 3, 10]), min_size=40, max_size=40)
+lags = st.lists(st.sampled_from([0, 1, 3]), min_size=40, max_size=40)
+
+
+def in_window(stamps, start):
+    return sum(amount for at, amount in stamps if at >= start and not start + 60 <= at)
+
+
+@given(st.integers(1, 4), gaps)
+def test_no_period_admits_more_than_calls(calls, gaps):
+    limit, now, admitted = RollingLimit(calls=calls, period=60), 0.0, []
+    for gap in gaps:
+        now += gap
+        if limit.wait(now) == 0:
+            limit.take(now)
+            admitted.append((now, 1))
+    for start, _ in admitted:
+        assert in_window(admitted, start) <= calls
+
+
+@pytest.mark.parametrize("calls", [None, 100_000, 3])
+@given(gaps=gaps, sizes=sizes, used=used, lags=lags)
+def test_no_period_settles_more_than_tokens(calls, gaps, sizes, used, lags):
+    limit, now = RollingLimit(calls=calls, tokens=10, period=60), 0.0
+    admitted, open_ = [], []
+    for number, gap in enumerate(gaps):
+        now += gap
+        if limit.wait(now, sizes[number]) == 0:
+            entry = limit.take(now, sizes[number])
+            admitted.append([now, sizes[number]])
+            open_.append((len(admitted) - 1, entry, sizes[number], used[number], number + lags[number]))
+        for at, entry, reserved, actual, _ in [call for call in open_ if call[4] <= number]:
+            limit.settle(entry, reserved, min(reserved, actual), now)
+            admitted[at][1] = min(reserved, actual)
+        open_ = [call for call in open_ if call[4] > number]
+    for start, _ in admitted:
+        assert in_window(admitted, start) <= 10
+
+
+@given(st.integers(1, 4), gaps, sizes)
+def test_the_wait_named_is_enough_and_not_too_much(calls, gaps, sizes):
+    limit, now = RollingLimit(calls=calls, tokens=10, period=60), 0.0
+    for number, gap in enumerate(gaps):
+        now += gap
+        wait = limit.wait(now, sizes[number])
+        if wait > 1e-6:
+            assert limit.wait(now + wait - 1e-6, sizes[number]) > 0
+        if wait > 0:
+            now += wait
+            assert limit.wait(now, sizes[number]) == 0
+        limit.take(now, sizes[number])
+
+
+def test_what_was_reserved_but_not_used_is_free_at_once():
+    limit = RollingLimit(tokens=10, period=60)
+    entry = limit.take(0, 10)
+    assert limit.wait(5, 4) == 55
+    limit.settle(entry, 10, 6, 5)
+    assert limit.wait(5, 4) == 0
+
+
+def test_what_was_used_beyond_the_reservation_is_paid_by_later_calls():
+    limit = RollingLimit(tokens=10, period=60)
+    entry = limit.take(0, 5)
+    limit.settle(entry, 5, 25, 30)
+    assert limit.wait(60, 1) == 30
+    assert limit.wait(90, 10) == 0
+
+
+def test_an_answer_after_the_period_corrects_nothing():
+    limit = RollingLimit(tokens=10, period=60)
+    entry = limit.take(0, 10)
+    assert limit.wait(70, 10) == 0
+    limit.take(70, 10)
+    limit.settle(entry, 10, 0, 71)
+    assert limit.wait(71, 1) == 59
+
+
+def test_a_call_larger_than_the_limit_has_no_wait_that_helps():
+    assert RollingLimit(tokens=10, period=60).wait(0, 11) == math.inf
+
+
+@pytest.mark.parametrize("limit", [RollingLimit(tokens=10**9, period=60), RollingLimit(calls=10**6, period=60)])
+def test_many_small_calls_are_kept_in_bounded_memory(limit):
+    for call in range(20_000):
+        limit.take(call * 0.003, 1)
+    assert len(limit._entries) <= 1_001
+
+
+def test_merged_calls_leave_together_and_late_rather_than_early():
+    limit = RollingLimit(calls=5_000, period=60)
+    for call in range(5_000):
+        limit.take(call * 1e-5)
+    assert limit.wait(1) == pytest.approx(59 + 4_999e-5)
+
+
+def minute(**rule):
+    return RateLimit(renewal_period="minute", **rule)
+
+
+def calls_until_refused(limits, caller, now=0.0, tokens=0):
+    taken = 0
+    while limits.wait(caller, now, tokens) == 0 and taken < 100:
+        limits.take(caller, now, tokens)
+        taken += 1
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("declared", "ann", "bob"),
+    [
+        ([minute(calls=5)], 5, 0),
+        ([minute(calls=5, key="user")], 5, 5),
+        ([minute(calls=8), minute(calls=5, key="user")], 5, 3),
+        ([minute(calls=3, key="user", principal="ann")], 3, 100),
+        ([minute(calls=9, key="user"), minute(calls=2, key="user", principal="ann")], 2, 9),
+        ([minute(calls=4, key="service_principal", principal="bob")], 100, 4),
+        ([minute(tokens=12, key="user")], 6, 6),
+        ([], 100, 100),
+    ],
+)
+def test_the_strictest_limit_of_each_caller_wins(declared, ann, bob):
+    limits = Limits(declared)
+    assert calls_until_refused(limits, "ann", tokens=2) == ann
+    assert calls_until_refused(limits, "bob", tokens=2) == bob
+
+
+def test_new_limits_remember_what_was_spent():
+    limits = Limits([minute(calls=10)])
+    assert calls_until_refused(limits, "") == 10
+    limits.declare([minute(calls=12), minute(calls=50, key="user")])
+    assert calls_until_refused(limits, "") == 2
+
+
+def test_callers_are_forgotten_after_their_period():
+    limits = Limits([minute(calls=1, key="user")])
+    for number in range(5_000):
+        limits.take(f"caller {number}", now=float(number))
+    assert len(limits._windows) <= 2_048
+
+
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [
+        ({"calls": 1}, "Requests-per-minute (RPM) rate limit exceeded for endpoint"),
+        ({"calls": 1, "key": "user"}, "Requests-per-minute (RPM) rate limit exceeded for user"),
+        ({"tokens": 5}, "Tokens-per-minute (TPM) rate limit exceeded for endpoint"),
+    ],
+)
+def test_a_refusal_says_which_limit_and_for_how_long(rule, text):
+    limits = Limits([minute(**rule)])
+    limits.take("ann", 10.0, 3)
+    error = limits.refusal("chat", "ann", 25.0, 3)
+    assert str(error) == f"User defined rate limit(s) exceeded for 'chat'. {text}"
+    assert error.retry_after == 45.0
+
+
+def test_what_can_never_be_admitted_is_refused_rather_than_waited_for():
+    with pytest.raises(InvalidRequestError, match=r"about 11 tokens.*allows 10 per minute"):
+        Limits([minute(tokens=10)]).check("chat", "", 11)
+
+
+class RollingProvider:
+    """Allows `limit` calls in any `period` seconds; resets when a call is free again."""
+
+    def __init__(self, limit, period):
+        self.limit, self.period, self.stamps = limit, period, []
+
+    def arrive(self, now):
+        """Return the headers, or None for a 429."""
+        self.stamps = [stamp for stamp in self.stamps if stamp + self.period > now]
+        if len(self.stamps) >= self.limit:
+            return None
+        self.stamps.append(now)
+        free = self.limit - len(self.stamps)
+        return Allowance(limit=self.limit, remaining=free, reset_after=self.stamps[0] + self.period - now)
+
+
+class BucketProvider:
+    """Refills `limit` calls over `period` seconds; resets when it is full again."""
+
+    def __init__(self, limit, period):
+        self.limit, self.rate, self.level, self.at = limit, limit / period, float(limit), 0.0
+
+    def arrive(self, now):
+        self.level = min(self.limit, self.level + (now - self.at) * self.rate)
+        self.at = now
+        if self.level < 1:
+            return None
+        self.level -= 1
+        reset = (self.limit - self.level) / self.rate
+        return Allowance(limit=self.limit, remaining=int(self.level), reset_after=reset)
+
+
+def run_against(provider, calls, *, concurrency=64, travel=0.03, service=0.07):
+    """Send calls through one learned limit; returns when it ended and how many were refused."""
+    learned, now, refused = LearnedLimit(), 0.0, 0
+    events, in_flight, sent = [], 0, 0  # (time, order, what, entry, headers)
+    while sent < calls or events:
+        wait = learned.wait(now) if sent < calls and in_flight < concurrency else math.inf
+        if wait == 0:
+            events.append((now + travel * (1 + sent % 3), sent, "arrives", learned.sent(now), None))
+            sent, in_flight = sent + 1, in_flight + 1
+            continue
+        upcoming = min(events, default=(math.inf,))
+        if now + wait < upcoming[0]:
+            now += wait
+            continue
+        events.remove(upcoming)
+        now, order, what, entry, headers = upcoming
+        if what == "arrives":
+            headers = provider.arrive(now)
+            events.append((now + service, order, "returns", entry, headers))
+        else:
+            in_flight -= 1
+            learned.finish(entry, now)
+            if headers is None:
+                refused, sent = refused + 1, sent - 1
+            else:
+                learned.observe(headers, now, in_flight)
+    return now, refused
+
+
+@pytest.mark.parametrize("concurrency", [1, 16, 64])
+def test_a_rolling_provider_that_tells_sees_no_call_too_many_and_little_idle_time(concurrency):
+    ended, refused = run_against(RollingProvider(300, 10.0), 500, concurrency=concurrency)
+    # The first 300 calls take their time; the rest may follow them at ten seconds' distance.
+    ideal = max(500 / concurrency * 0.14, 10 + 200 / concurrency * 0.14)
+    assert refused == 0
+    assert ended <= ideal + 0.3
+
+
+def test_a_bucket_provider_that_tells_sees_no_call_too_many():
+    ended, refused = run_against(BucketProvider(300, 10.0), 900)
+    assert refused == 0
+    assert ended <= 31
+
+
+def test_small_limits_tell_every_instant_apart():
+    limit = RollingLimit(calls=2, period=60)
+    limit.take(0.0)
+    limit.take(0.05)
+    assert limit.wait(1.0) == 59.0
+
+
+def test_a_call_counts_from_its_answer_when_that_came_soon():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=1, reset_after=10.0), 0.0, in_flight=0)
+    entry = learned.sent(1.0)
+    assert learned.wait(1.0) == 11.0  # it may count a second from now
+    learned.finish(entry, 1.25)
+    assert learned.wait(2.0) == 9.25
+    late = learned.sent(11.25)
+    learned.finish(late, 15.0)
+    assert learned.wait(15.0) == pytest.approx(11.25 + 0.5 + 10 - 15)
+
+
+def test_the_longest_reset_seen_is_the_period():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=1, reset_after=10.0), 0.0, in_flight=0)
+    learned.finish(learned.sent(0.0), 0.0)
+    learned.observe(Allowance(limit=1, reset_after=0.5), 0.0, in_flight=0)
+    assert learned.wait(1.0) == 9.0
+
+
+def test_nothing_is_known_before_the_first_answer():
+    learned = LearnedLimit()
+    for _ in range(256):
+        assert learned.wait(0.0) == 0.0
+        learned.sent(0.0)
+
+
+def test_what_is_left_is_shared_with_what_is_still_in_flight():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=100, remaining=5, reset_after=8.0), 0.0, in_flight=3)
+    assert [learned.sent(0.0) and learned.wait(0.0) for _ in range(2)] == [0.0, 8.0]
+    learned.observe(Allowance(remaining=4), 1.0, in_flight=2)
+    assert learned.wait(1.0) == 0.0
+
+
+def test_tokens_are_corrected_by_what_an_answer_used():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=100, reset_after=10.0), 0.0, in_flight=0)
+    entry = learned.sent(0.0, 90)
+    assert learned.wait(0.0, 20) > 0
+    learned.finish(entry, 0.0, 50)
+    assert learned.wait(0.0, 20) == 0
+
+
+def test_a_call_larger_than_a_learned_limit_goes_alone_rather_than_never():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=100, remaining=100, reset_after=10.0), 0.0, in_flight=0)
+    learned.sent(0.0, 100)
+    assert 0 < learned.wait(0.0, 500) <= 11
+    assert learned.wait(12.0, 500) == 0

@@ -1,0 +1,315 @@
+"""Runs requests from engine threads: one event loop, one call per distinct request, answers in order.
+
+Theory of operation. An engine (DuckDB, later Polars) calls from its own threads with a batch of rows and
+waits. The requests run on the process's one event-loop thread, where a *flight* is a request on its way:
+whoever asks for the same request meanwhile waits for the same flight (single flight), and what a flight
+brought is remembered for the query that asked (the memo), because an engine may evaluate an expression
+twice for one row. A flight nobody waits for any more is cancelled, so that an interrupted query leaves
+nothing behind. The waiting thread looks at its cancel flag every 50 ms, since an engine notices an
+interrupt only when our function returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+
+from aiquery_serving.errors import AiQueryError, CancelledCallError
+from aiquery_serving.gateway import Gateway
+from aiquery_serving.messages import EMBEDDINGS
+from aiquery_udfs.arguments import BoundCall, answer_text
+
+#: How often a waiting engine thread looks at its cancel flag, in seconds.
+SLICE: Final = 0.05
+#: Inputs packed into one embeddings request (contract A.10).
+EMBEDDING_PACK: Final = 40
+#: What the memo may hold, in bytes of answers.
+MEMO_BYTES: Final = 256 * 1024 * 1024
+_ENTRY_BYTES: Final = 200
+
+T = TypeVar("T")
+#: A chat or completions text, an embedding, or why there is neither.
+Answer: TypeAlias = str | np.ndarray | AiQueryError | None
+#: Identifies one running statement: its connection and its transaction.
+QueryId: TypeAlias = tuple[int, int]
+
+
+class EngineThread:
+    """The event loop on which every request of this process runs; started at first use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Return the running loop, starting its thread when there is none (or after a fork)."""
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=self._loop.run_forever, name="aiquery-engine", daemon=True).start()
+            return self._loop
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Start a coroutine on the loop, from any other thread."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop())
+
+    def run(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], bool] | None = None) -> T:
+        """Wait for a coroutine in slices, so that `cancelled` and Ctrl-C end the wait.
+
+        Raises:
+            CancelledCallError: `cancelled` said so; the coroutine was cancelled too.
+        """
+        future = self.submit(work)
+        try:
+            while True:
+                try:
+                    return future.result(SLICE)
+                except FutureTimeoutError:
+                    if future.done():
+                        raise
+                if cancelled is not None and cancelled():
+                    msg = "The query was interrupted; requests that were under way are cancelled."
+                    raise CancelledCallError(msg)
+        except BaseException:
+            future.cancel()
+            raise
+
+
+#: The one engine thread of the process, shared by every workspace and connection.
+engine_thread: Final = EngineThread()
+
+
+class Memo:
+    """What a query's requests brought, forgotten oldest first when it grows too large."""
+
+    def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
+        self._answers: OrderedDict[tuple[QueryId, bytes], Answer] = OrderedDict()
+        self._bytes = 0
+        self._max_bytes = max_bytes
+
+    def get(self, query: QueryId, key: bytes, default: Any = None) -> Any:
+        """Return the answer, or `default` when the query has not asked this yet."""
+        return self._answers.get((query, key), default)
+
+    def put(self, query: QueryId, key: bytes, answer: Answer) -> None:
+        """Remember an answer for the rest of its query."""
+        if (query, key) in self._answers:
+            return
+        self._answers[query, key] = answer
+        self._bytes += _size(answer)
+        while self._bytes > self._max_bytes:
+            self._bytes -= _size(self._answers.popitem(last=False)[1])
+
+
+def _size(answer: Answer) -> int:
+    if isinstance(answer, np.ndarray):
+        return _ENTRY_BYTES + int(answer.nbytes)
+    return _ENTRY_BYTES + (len(answer) if isinstance(answer, str) else 0)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """A request on its way: its future, and how many batches wait for it."""
+
+    future: asyncio.Future[Answer]
+    waiters: int = 0
+
+
+_MISSING: Final = object()
+
+
+class Execution:
+    """Answers batches of requests for the engines of one workspace."""
+
+    def __init__(self, gateway: Gateway, *, caller: str = "") -> None:
+        self.gateway = gateway
+        self.caller = caller
+        self.memo = Memo()
+        self._flights: dict[bytes, _Flight] = {}
+
+    def answer(
+        self,
+        call: BoundCall,
+        requests: Mapping[bytes, Mapping[str, Any]],
+        *,
+        query: QueryId,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> dict[bytes, Answer]:
+        """Answer distinct requests, each at most once per query.
+
+        Args:
+            call: What was settled when the statement was bound.
+            requests: Request bodies by their identity.
+            query: The statement that asks.
+            cancelled: Looked at every 50 ms.
+
+        Returns:
+            The answers by identity; an error stands in the place of the answer it prevented.
+
+        Raises:
+            CancelledCallError: The query was interrupted.
+            AiQueryError: The first error, when `call.fail_on_error`.
+        """
+        return engine_thread.run(self._answer(call, requests, query), cancelled)
+
+    async def _answer(
+        self, call: BoundCall, requests: Mapping[bytes, Mapping[str, Any]], query: QueryId
+    ) -> dict[bytes, Answer]:
+        answers: dict[bytes, Answer] = {}
+        missing: dict[bytes, Mapping[str, Any]] = {}
+        for key, body in requests.items():
+            known = self.memo.get(query, key, _MISSING)
+            if known is _MISSING:
+                missing[key] = body
+            else:
+                answers[key] = known
+        flights = self._board(call, missing)
+        try:
+            await _land([flight.future for flight in flights.values()], call.fail_on_error)
+            for key, flight in flights.items():
+                answers[key] = flight.future.result()
+                self.memo.put(query, key, answers[key])
+        finally:
+            self._leave(flights)
+        return answers
+
+    def _board(self, call: BoundCall, requests: Mapping[bytes, Mapping[str, Any]]) -> dict[bytes, _Flight]:
+        """Join the flights that are under way and start the others."""
+        flights: dict[bytes, _Flight] = {}
+        fresh: list[bytes] = []
+        loop = asyncio.get_running_loop()
+        for key in requests:
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = _Flight(loop.create_future())
+                fresh.append(key)
+            flight.waiters += 1
+            flights[key] = flight
+        if call.task == EMBEDDINGS:
+            for start in range(0, len(fresh), EMBEDDING_PACK):
+                pack = fresh[start : start + EMBEDDING_PACK]
+                futures = [flights[key].future for key in pack]
+                _start(self._embed(call, pack, futures, requests), futures)
+        else:
+            for key in fresh:
+                future = flights[key].future
+                _start(self._ask(call, key, future, requests[key]), (future,))
+        return flights
+
+    def _leave(self, flights: Mapping[bytes, _Flight]) -> None:
+        for key, flight in flights.items():
+            flight.waiters -= 1
+            if flight.waiters == 0:
+                if self._flights.get(key) is flight:
+                    del self._flights[key]
+                flight.future.cancel()
+
+    async def _ask(
+        self,
+        call: BoundCall,
+        key: bytes,
+        future: asyncio.Future[Answer],
+        body: Mapping[str, Any],
+    ) -> None:
+        """Fly one chat or completions request."""
+        with _crash_into((future,)):
+            try:
+                response = await self.gateway.invoke(call.endpoint, body, key=key, caller=self.caller)
+                _bring(future, answer_text(call.task, response.body))
+            except AiQueryError as error:
+                _bring(future, error)
+
+    async def _embed(
+        self,
+        call: BoundCall,
+        keys: Sequence[bytes],
+        futures: Sequence[asyncio.Future[Answer]],
+        requests: Mapping[bytes, Mapping[str, Any]],
+    ) -> None:
+        """Fly one packed embeddings request."""
+        bodies = [requests[key] for key in keys]
+        params = {name: value for name, value in bodies[0].items() if name != "input"}
+        answers: Sequence[Any]
+        with _crash_into(futures):
+            try:
+                answers = await self.gateway.embed(
+                    call.endpoint,
+                    [body["input"] for body in bodies],
+                    params=params,
+                    key=keys[0],
+                    caller=self.caller,
+                )
+            except AiQueryError as error:
+                answers = [error] * len(keys)
+            for future, answer in zip(futures, answers, strict=True):
+                if isinstance(answer, AiQueryError):
+                    _bring(future, answer)
+                else:
+                    _bring(future, np.asarray(answer, dtype=np.float32))
+
+
+def _start(work: Coroutine[Any, Any, None], futures: Sequence[asyncio.Future[Answer]]) -> asyncio.Task[None]:
+    """Start the task behind some flights; it ends when nobody waits for any of them."""
+    task = asyncio.get_running_loop().create_task(work)
+
+    # The callbacks also keep the task alive: the loop itself holds tasks only weakly.
+    def settled(_: asyncio.Future[Answer]) -> None:
+        if not task.done() and all(future.cancelled() for future in futures):
+            task.cancel()
+
+    for future in futures:
+        future.add_done_callback(settled)
+    return task
+
+
+def _bring(future: asyncio.Future[Answer], answer: Answer) -> None:
+    if not future.done():
+        future.set_result(answer)
+
+
+@contextmanager
+def _crash_into(futures: Sequence[asyncio.Future[Answer]]) -> Iterator[None]:
+    """Hand a bug to the waiting threads as it is: it must not vanish in a task."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
+        for future in futures:
+            if not future.done():
+                future.set_exception(error)
+
+
+async def _land(futures: Sequence[asyncio.Future[Answer]], fail_on_error: bool) -> None:
+    """Wait until every flight has landed, or until one crashed or brought an error that counts."""
+    pending = len(futures)
+    if not pending:
+        return
+    done = asyncio.get_running_loop().create_future()
+
+    def landed(future: asyncio.Future[Answer]) -> None:
+        nonlocal pending
+        pending -= 1
+        if done.done() or future.cancelled():
+            return
+        error = future.exception()
+        if error is None and fail_on_error:
+            answer = future.result()
+            error = answer if isinstance(answer, AiQueryError) else None
+        if error is not None:
+            done.set_exception(error)
+        elif pending == 0:
+            done.set_result(None)
+
+    for future in futures:
+        future.add_done_callback(landed)
+    await done

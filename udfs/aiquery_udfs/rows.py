@@ -1,0 +1,165 @@
+"""Arrow columns to requests, and answers to Arrow columns: NULLs, duplicates, failOnError."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import xxhash
+
+from aiquery_serving.errors import AiQueryError
+from aiquery_udfs.arguments import BoundCall
+from aiquery_udfs.casting import cast_arrow, cast_text
+from aiquery_udfs.errors import AiFunctionError, from_gateway
+
+# DuckDB fixes a Python function's return type when it is registered, while the type of ai_query depends on
+# its arguments. So our function returns one STRUCT with a child per family of types, of which the macro
+# picks one when the statement is bound. A VARIANT alone could hold everything, at twice the cost for
+# numbers and 26 times for embeddings.
+_ERRORS: Final = ("errorMessage", pa.string())
+_PLAIN: Final[dict[str, tuple[str, pa.DataType]]] = {
+    "s": ("VARCHAR", pa.string()),
+    "i": ("BIGINT", pa.int64()),
+    "d": ("DOUBLE", pa.float64()),
+    "f": ("FLOAT[]", pa.list_(pa.float32())),
+    "v": ("VARIANT", pa.string()),
+}
+_FAMILIES: Final[dict[str, tuple[str, pa.DataType]]] = _PLAIN | {
+    f"{tag}e": (
+        f"STRUCT(result {sql}, errorMessage VARCHAR)",
+        pa.struct([("result", arrow), _ERRORS]),
+    )
+    for tag, (sql, arrow) in _PLAIN.items()
+}
+#: The SQL type of everything ai_query can answer, before the macro picks a child and casts it.
+ANSWER_TYPE: Final = "STRUCT(" + ", ".join(f"{tag} {sql}" for tag, (sql, _) in _FAMILIES.items()) + ")"
+
+
+def family(arrow: pa.DataType, *, fail_on_error: bool) -> str:
+    """Return the child of `ANSWER_TYPE` that holds values of a type.
+
+    Examples:
+        >>> family(pa.int32(), fail_on_error=True), family(pa.list_(pa.float32()), fail_on_error=False)
+        ('i', 'fe')
+    """
+    return _plain_family(arrow) + ("" if fail_on_error else "e")
+
+
+def _plain_family(arrow: pa.DataType) -> str:
+    if pa.types.is_string(arrow):
+        return "s"
+    if pa.types.is_boolean(arrow) or (pa.types.is_integer(arrow) and not pa.types.is_uint64(arrow)):
+        return "i"
+    if pa.types.is_floating(arrow):
+        return "d"
+    if pa.types.is_list(arrow) and pa.types.is_float32(arrow.value_type):
+        return "f"
+    return "v"
+
+
+def identity(call: BoundCall, body: Mapping[str, Any]) -> bytes:
+    """Return what makes a request the same request: 16 bytes of its endpoint and its body."""
+    return xxhash.xxh3_128_digest(call.endpoint.encode() + b"\0" + orjson.dumps(body, option=orjson.OPT_SORT_KEYS))
+
+
+def route_key(text: str) -> bytes:
+    """Return what a row draws its served entity by: its request, whatever the parameters."""
+    return xxhash.xxh3_64_digest(text)
+
+
+def requests(
+    call: BoundCall, prompts: pa.Array, files: pa.Array | None
+) -> tuple[list[bytes | None], dict[bytes, dict[str, Any]]]:
+    """Turn rows into request bodies.
+
+    Returns:
+        The identity of each row's request (None for a NULL row: it is answered NULL and never sent), and
+        the distinct bodies by identity.
+    """
+    texts: list[str | None] = prompts.to_pylist()
+    images: Sequence[bytes | None] = files.to_pylist() if files is not None else [None] * len(texts)
+    keys: list[bytes | None] = []
+    bodies: dict[bytes, dict[str, Any]] = {}
+    for text, image in zip(texts, images, strict=True):
+        if text is None:
+            keys.append(None)
+            continue
+        body = call.body(text, image)
+        key = identity(call, body)
+        bodies[key] = body
+        keys.append(key)
+    return keys, bodies
+
+
+def text_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[bytes, Any]) -> pa.Array:
+    """Return the answer column of chat and completions rows."""
+    found = [answers[key] if key is not None else None for key in keys]
+    errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
+    texts = [None if isinstance(value, AiQueryError) else value for value in found]
+    values, misfits = cast_text(texts, call.return_type)
+    return answer_column(call, values, errors | misfits)
+
+
+def embedding_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[bytes, Any]) -> pa.Array:
+    """Return the answer column of embeddings rows."""
+    found = [answers[key] if key is not None else None for key in keys]
+    errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
+    vectors = [value if isinstance(value, np.ndarray) else None for value in found]
+    lengths = [0 if vector is None else len(vector) for vector in vectors]
+    present = [vector for vector in vectors if vector is not None]
+    flat = np.concatenate(present) if present else np.empty(0, np.float32)
+    array = pa.ListArray.from_arrays(
+        pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32()),
+        pa.array(flat, pa.float32()),
+        mask=pa.array([vector is None for vector in vectors], pa.bool_()),
+    )
+    values, misfits = cast_arrow(array, call.return_type)
+    return answer_column(call, values, errors | misfits)
+
+
+def prediction_column(
+    call: BoundCall, predictions: pa.Array, errors: Mapping[int, Exception] | None = None
+) -> pa.Array:
+    """Return the answer column of a custom model's predictions."""
+    values, misfits = cast_arrow(predictions, call.return_type)
+    return answer_column(call, values, dict(errors or {}) | misfits)
+
+
+def answer_column(call: BoundCall, values: pa.Array, errors: Mapping[int, Exception]) -> pa.Array:
+    """Wrap values, and the errors that stand in for some of them, as `failOnError` says.
+
+    Raises:
+        AiFunctionError: The first row's error, when `failOnError` is true.
+    """
+    if errors and call.fail_on_error:
+        raise ai_error(errors[min(errors)])
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8()).cast(pa.int64())
+    tag = family(call.return_type.arrow, fail_on_error=call.fail_on_error)
+    if not call.fail_on_error:
+        values = _with_errors(values, errors)
+    children = [values if name == tag else _nulls(name, len(values)) for name in _FAMILIES]
+    return pa.StructArray.from_arrays(children, list(_FAMILIES))
+
+
+def ai_error(error: Exception) -> Exception:
+    """Return an error as ai_query words it; a bug stays what it is."""
+    if isinstance(error, AiFunctionError) or not isinstance(error, AiQueryError):
+        return error
+    return from_gateway(error)
+
+
+def _with_errors(values: pa.Array, errors: Mapping[int, Exception]) -> pa.Array:
+    texts: list[str | None] = [None] * len(values)
+    for row, error in errors.items():
+        texts[row] = str(ai_error(error))
+    return pa.StructArray.from_arrays([values, pa.array(texts, pa.string())], ["result", "errorMessage"])
+
+
+@lru_cache(maxsize=64)
+def _nulls(tag: str, rows: int) -> pa.Array:
+    return pa.nulls(rows, _FAMILIES[tag][1])

@@ -1,30 +1,44 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check fmt lint types arch bench clean
-PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Torch is the user's own; the tests use it when its CPU build can be had, and say so when not.
-TORCH  ?= torch==2.13.0
+# The first Python that is new enough.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Torch belongs to those who use it. The tests want it small, without CUDA, and do without it if need be.
+TORCH  ?= $(if $(filter Linux,$(shell uname -s)), \
+  torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15,torch==2.13.0)
+
+# Nothing here may touch a model registry or a workspace that the environment names, nor report to MLflow.
+unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI AIQUERY_HOME
+export MLFLOW_DISABLE_TELEMETRY := true
 
 help: ## List the commands
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# An environment that make has not made is used as it is, and left alone.
 $(VENV)/.base: pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
-	@touch $@
+	@if test ! -e $(VENV); then \
+	  test -n '$(PYTHON)' || { echo 'aiquery needs Python 3.11 or newer: make PYTHON=/path/to/python3.11' >&2; exit 1; }; \
+	  echo 'Setting up $(VENV): a minute or two.' && $(PYTHON) -m venv $(VENV) && touch $(VENV)/.made-by-make; fi
+	@if test -e $(VENV)/.made-by-make; \
+	  then $(BIN)/python -m pip install --quiet --editable '.[demo]' && touch $@; \
+	  else echo '$(VENV) was here before: it is used as it is. For a new one: make VENV=.venv-new ...'; fi
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --editable '.[test,lint]'
-	-$(BIN)/python -m pip install --quiet '$(TORCH)'
-	@touch $@
+	@if test -e $(VENV)/.made-by-make; then \
+	  echo 'Adding what the tests need to $(VENV): a minute or two.' && \
+	  $(BIN)/python -m pip install --quiet --editable '.[test,lint]' && \
+	  { $(BIN)/python -m pip install --quiet $(TORCH) || true; } && touch $@; fi
 
 setup: $(VENV)/.dev ## Make .venv with everything the tests need
 
 demo: $(VENV)/.base ## Split traffic between two real classifiers over a real table
-	$(BIN)/python examples/traffic_split.py
+	@$(BIN)/python examples/traffic_split.py
 
 test: $(VENV)/.dev ## Tests and doctests
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || \
+	  printf '\n*** PyTorch is not installed (no wheel could be had): its models are NOT tested. ***\n\n'
 	$(BIN)/python -m pytest
 
 check: lint types arch test ## Everything CI runs
@@ -44,5 +58,6 @@ arch: $(VENV)/.dev ## Import directions
 bench: $(VENV)/.dev ## One benchmark: make bench NAME=external_throughput
 	$(BIN)/python -m benchmarks $(NAME)
 
-clean: ## Remove .venv and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache dist
+clean: ## Remove caches, and .venv if make has made it
+	@if test -e $(VENV)/.made-by-make; then rm -rf $(VENV); fi
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache dist

@@ -51,8 +51,7 @@ class Workspace:
         self._store = Store(self.path)
         self.secrets = Secrets(self._store, key=None)
         self._usage = UsageLog(self._store)
-        self.tracking_uri, self.registry_uri = default_uris(self.path)
-        self.models = Models(self.tracking_uri, self.registry_uri)
+        self.models = Models(*default_uris(self.path))
         self._transport = HttpTransport()
         clock = SystemClock()
         self._registry = Registry(
@@ -74,6 +73,29 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def tracking_uri(self) -> str:
+        """Where MLflow logs models for this workspace: for `mlflow.set_tracking_uri`.
+
+        The first use creates the tables of a new workspace's registry (seconds). MLflow alone would do so with
+        a lot of talk, and put the models' files below the current directory.
+
+        Raises:
+            ConfigurationError: The registry cannot be opened.
+        """
+        self.models.start()
+        return self.models.tracking_uri
+
+    @property
+    def registry_uri(self) -> str:
+        """Where MLflow registers models for this workspace, if not at `tracking_uri`.
+
+        Raises:
+            ConfigurationError: The registry cannot be opened.
+        """
+        self.models.start()
+        return self.models.registry_uri
 
     def create_endpoint(
         self,
@@ -155,7 +177,7 @@ class Workspace:
         """Wait until no update of an endpoint is in progress, and return the endpoint.
 
         Raises:
-            TimeoutError: `timeout` seconds were not enough.
+            EndpointNotReadyError: `timeout` seconds were not enough.
         """
         return self._registry.wait_until_settled(name, timeout)
 

@@ -1,4 +1,8 @@
-"""Custom models over 1M rows through ai_query, against the same model called directly on the columns."""
+"""Custom models over 1M rows through ai_query, against the same model called directly on the columns.
+
+DuckDB hands a function 2,048 rows at a time and there is no way to get more, so the model is also called directly in
+batches of that size: what is lost between the two direct columns is the model's own cost of a call.
+"""
 
 from __future__ import annotations
 
@@ -91,15 +95,21 @@ def compare(con: duckdb.DuckDBPyConnection, workspace: aiquery.Workspace, name: 
         frame = con.sql(f"SELECT {columns} FROM {table}").df()
         return model.predict(frame)
 
+    def batched() -> object:
+        frame = con.sql(f"SELECT {columns} FROM {table}").df()
+        return [model.predict(frame[start : start + 2048]) for start in range(0, ROWS, 2048)]
+
     def ours() -> object:
         return con.sql(f"SELECT ai_query('{name}', {request}) AS answer FROM {table}").to_arrow_table()
 
-    bare, through = best(direct), best(ours)
+    bare, small, through = best(direct), best(batched), best(ours)
     return {
         "model": name,
         "direct Mrow/s": ROWS / bare / 1e6,
+        "direct, 2048 rows a call": ROWS / small / 1e6,
         "ai_query Mrow/s": ROWS / through / 1e6,
         "ratio": bare / through,
+        "ratio to 2048 rows a call": small / through,
     }
 
 
@@ -111,4 +121,5 @@ def main() -> None:
         con.execute(f"CREATE TABLE numbers AS SELECT random() a, random() b, random() c, random() d FROM range({ROWS})")
         con.execute(f"CREATE TABLE words AS SELECT 'word ' || i AS text FROM range({ROWS}) t(i)")
         rows = [compare(con, workspace, name) for name in ("weights", "logistic", "boosting", "upper")]
-    report("pyfunc", rows, [(f"{row['model']}: ratio >= 0.8", row["ratio"] >= 0.8) for row in rows])
+    aims = [(f"{row['model']}: ratio >= 0.8", row["ratio"] >= 0.8) for row in rows]
+    report("pyfunc", rows, aims)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 
 from aiquery_serving.endpoint import Route
-from aiquery_serving.traffic import choose
+from aiquery_serving.traffic import choose, positions
 from benchmarks.report import report
 
 SHARES = ((90, 10), (50, 50), (99, 1), (60, 30, 10), (34, 33, 33))
@@ -43,9 +43,7 @@ def keyed(shares: tuple[int, ...]) -> np.ndarray:
 
 
 def main() -> None:
-    from aiquery_serving.traffic import Sequence
-
-    rows = measure(lambda shares: Sequence(routes(shares)).positions(0, 20_000), "sequence")
+    rows = measure(lambda shares: positions(routes(shares), 0, 20_000), "sequence")
     two = [row for row in rows if row["shares"].count("/") == 1]
     sequence_holds = all(row[f"window {window:,}"] <= 1 for row in two for window in WINDOWS)
     rows += measure(keyed, "key")

@@ -107,9 +107,12 @@ class LoopbackServer:
         self._listening.set()
         await self._stop.wait()
         server.close()
-        for connection in list(self._connections):
-            connection.abort()
-        await asyncio.sleep(0)
+        # Twice, because a connection may just have been accepted and not been made yet.
+        for _ in range(2):
+            await asyncio.sleep(0.01)
+            for connection in list(self._connections):
+                connection.abort()
+            await asyncio.sleep(0)
 
 
 class _Connection(asyncio.Protocol):

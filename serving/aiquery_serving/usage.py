@@ -194,7 +194,8 @@ class UsageLog:
     def close(self) -> None:
         """Write what is left and end the thread. The store stays open."""
         self._stop.set()
-        thread = self._thread
+        with self._guard:  # whoever is making a thread starts it before this is ours
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
         self.flush()

@@ -32,6 +32,7 @@ _NULL_TYPES = ('"NULL"', "NULL")
 _VECTOR_ITEMS = ("FLOAT", "DOUBLE")
 _NUMERIC = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|FLOAT|DOUBLE|BIGNUM|BOOLEAN|DECIMAL\(.*\)")
 _TEXT = re.compile(r"VARCHAR|ENUM\(.*\)", re.DOTALL)
+_WORDS = re.compile(r'"(?:[^"]|"")*"|\w+')
 _LIST = re.compile(r".*\[\d*\]", re.DOTALL)
 
 
@@ -185,7 +186,13 @@ def _check_request(endpoint: EndpointInfo, request_type: str) -> None:
                 f'The request of serving endpoint "{endpoint.name}" must be of type STRING, but found '
                 f"{request_type}. Supported types: STRING. Write CAST(request AS STRING)."
             )
-    elif endpoint.input_schema is not None and len(endpoint.input_schema):
+        return
+    if "VARIANT" in _WORDS.findall(request_type):
+        raise UnsupportedRequestError(
+            f'The request of serving endpoint "{endpoint.name}" is of type {request_type}, and a VARIANT says '
+            "not of what type its value is. Write CAST(value AS DOUBLE), or whatever type the model takes."
+        )
+    if endpoint.input_schema is not None and len(endpoint.input_schema):
         _check_inputs(endpoint.name, endpoint.input_schema, request_type)
 
 
@@ -222,9 +229,12 @@ def _check_single(endpoint: str, schema: pa.Schema, request_type: str, *, is_str
 
 def _mismatch(endpoint: str, field: pa.Field, found: str) -> UnsupportedRequestError:
     wanted = _sql(field.type)
+    is_number = field.name.isdigit()  # the signature names nothing
+    what = "The request" if is_number else f"The input {field.name!r}"
+    column = field.name if field.name.isidentifier() else "…"
     return UnsupportedRequestError(
-        f'The input {field.name!r} of serving endpoint "{endpoint}" must be of type {wanted}, but found '
-        f"{found}. Write CAST({field.name} AS {wanted})."
+        f'{what} of serving endpoint "{endpoint}" must be of type {wanted}, but found {found}. '
+        f"Write CAST({column} AS {wanted})."
     )
 
 

@@ -139,7 +139,7 @@ class _Engine:
         ):
             # No parameter types: `request` may be of any type.
             handle.create_function(
-                f"{self.name}_{name}", function, None, result,  # type: ignore[arg-type]
+                f"{self.name}_{name}", function, None, result,
                 type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL,
             )  # fmt: skip
 

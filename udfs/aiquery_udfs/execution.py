@@ -20,13 +20,14 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from aiquery_serving.errors import AiQueryError, CancelledCallError
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.messages import EMBEDDINGS
+from aiquery_serving.traffic import choose
 from aiquery_udfs.arguments import BoundCall, answer_text
 
 #: How often a waiting engine thread looks at its cancel flag, in seconds.
@@ -118,6 +119,13 @@ def _size(answer: Answer) -> int:
     return _ENTRY_BYTES + (len(answer) if isinstance(answer, str) else 0)
 
 
+class Request(NamedTuple):
+    """One request of a row: its REST body, and the key by which it draws its served entity."""
+
+    body: Mapping[str, Any]
+    route_key: bytes
+
+
 @dataclass(slots=True, eq=False)
 class _Flight:
     """A request on its way: its future, and how many batches wait for it."""
@@ -141,7 +149,7 @@ class Execution:
     def answer(
         self,
         call: BoundCall,
-        requests: Mapping[bytes, Mapping[str, Any]],
+        requests: Mapping[bytes, Request],
         *,
         query: QueryId,
         cancelled: Callable[[], bool] | None = None,
@@ -150,7 +158,7 @@ class Execution:
 
         Args:
             call: What was settled when the statement was bound.
-            requests: Request bodies by their identity.
+            requests: Requests by their identity.
             query: The statement that asks.
             cancelled: Looked at every 50 ms.
 
@@ -163,15 +171,13 @@ class Execution:
         """
         return engine_thread.run(self._answer(call, requests, query), cancelled)
 
-    async def _answer(
-        self, call: BoundCall, requests: Mapping[bytes, Mapping[str, Any]], query: QueryId
-    ) -> dict[bytes, Answer]:
+    async def _answer(self, call: BoundCall, requests: Mapping[bytes, Request], query: QueryId) -> dict[bytes, Answer]:
         answers: dict[bytes, Answer] = {}
-        missing: dict[bytes, Mapping[str, Any]] = {}
-        for key, body in requests.items():
+        missing: dict[bytes, Request] = {}
+        for key, request in requests.items():
             known = self.memo.get(query, key, _MISSING)
             if known is _MISSING:
-                missing[key] = body
+                missing[key] = request
             else:
                 answers[key] = known
         flights = self._board(call, missing)
@@ -184,7 +190,7 @@ class Execution:
             self._leave(flights)
         return answers
 
-    def _board(self, call: BoundCall, requests: Mapping[bytes, Mapping[str, Any]]) -> dict[bytes, _Flight]:
+    def _board(self, call: BoundCall, requests: Mapping[bytes, Request]) -> dict[bytes, _Flight]:
         """Join the flights that are under way and start the others."""
         flights: dict[bytes, _Flight] = {}
         fresh: list[bytes] = []
@@ -197,15 +203,26 @@ class Execution:
             flight.waiters += 1
             flights[key] = flight
         if call.task == EMBEDDINGS:
-            for start in range(0, len(fresh), EMBEDDING_PACK):
-                pack = fresh[start : start + EMBEDDING_PACK]
+            for pack in self._packs(call, fresh, requests):
                 futures = [flights[key].future for key in pack]
-                _start(self._embed(call, pack, futures, requests), futures)
+                _start(self._embed(call, [requests[key] for key in pack], futures), futures)
         else:
             for key in fresh:
                 future = flights[key].future
-                _start(self._ask(call, key, future, requests[key]), (future,))
+                _start(self._ask(call, requests[key], future), (future,))
         return flights
+
+    def _packs(
+        self, call: BoundCall, keys: Sequence[bytes], requests: Mapping[bytes, Request]
+    ) -> Iterator[list[bytes]]:
+        """Group requests by the served entity they draw, and cut each group into packs."""
+        routes = self.gateway.serving(call.endpoint).config.routes if keys else ()
+        groups: dict[int, list[bytes]] = {}
+        for key in keys:
+            groups.setdefault(choose(routes, requests[key].route_key), []).append(key)
+        for group in groups.values():
+            for start in range(0, len(group), EMBEDDING_PACK):
+                yield group[start : start + EMBEDDING_PACK]
 
     def _leave(self, flights: Mapping[bytes, _Flight]) -> None:
         for key, flight in flights.items():
@@ -215,43 +232,34 @@ class Execution:
                     del self._flights[key]
                 flight.future.cancel()
 
-    async def _ask(
-        self,
-        call: BoundCall,
-        key: bytes,
-        future: asyncio.Future[Answer],
-        body: Mapping[str, Any],
-    ) -> None:
+    async def _ask(self, call: BoundCall, request: Request, future: asyncio.Future[Answer]) -> None:
         """Fly one chat or completions request."""
         with _crash_into((future,)):
             try:
-                response = await self.gateway.invoke(call.endpoint, body, key=key, caller=self.caller)
+                response = await self.gateway.invoke(
+                    call.endpoint, request.body, key=request.route_key, caller=self.caller
+                )
                 _bring(future, answer_text(call.task, response.body))
             except AiQueryError as error:
                 _bring(future, error)
 
     async def _embed(
-        self,
-        call: BoundCall,
-        keys: Sequence[bytes],
-        futures: Sequence[asyncio.Future[Answer]],
-        requests: Mapping[bytes, Mapping[str, Any]],
+        self, call: BoundCall, requests: Sequence[Request], futures: Sequence[asyncio.Future[Answer]]
     ) -> None:
         """Fly one packed embeddings request."""
-        bodies = [requests[key] for key in keys]
-        params = {name: value for name, value in bodies[0].items() if name != "input"}
+        params = {name: value for name, value in requests[0].body.items() if name != "input"}
         answers: Sequence[Any]
         with _crash_into(futures):
             try:
                 answers = await self.gateway.embed(
                     call.endpoint,
-                    [body["input"] for body in bodies],
+                    [request.body["input"] for request in requests],
                     params=params,
-                    key=keys[0],
+                    key=requests[0].route_key,
                     caller=self.caller,
                 )
             except AiQueryError as error:
-                answers = [error] * len(keys)
+                answers = [error] * len(requests)
             for future, answer in zip(futures, answers, strict=True):
                 if isinstance(answer, AiQueryError):
                     _bring(future, answer)

@@ -95,7 +95,7 @@ def _learn() -> frozenset[int | None]:
 
     # One thread: DuckDB then executes on ours, the only one where planning can be met.
     with duckdb.connect(config={"threads": 1}) as con:
-        con.create_function("probe", probe, ["VARCHAR"], "VARCHAR", null_handling=FunctionNullHandling.SPECIAL)  # type: ignore[list-item, arg-type]
+        con.create_function("probe", probe, ["VARCHAR"], "VARCHAR", null_handling=FunctionNullHandling.SPECIAL)
         con.execute("CREATE TABLE one AS SELECT 'a' AS w; CREATE TABLE two AS FROM (VALUES ('a'), ('b')) t(w)")
         planned, executed = watch(_PLANNED), watch(_EXECUTED)
     return frozenset(set.intersection(*executed).difference(*planned))

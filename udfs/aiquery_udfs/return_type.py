@@ -42,7 +42,8 @@ _ARROW: Mapping[str, pa.DataType] = {
     "TIMESTAMP WITH TIME ZONE": pa.timestamp("us", "UTC"),
     "UUID": pa.string(),
     "JSON": pa.string(),
-    "VARIANT": pa.string(),
+    # Not what STRING is, so that the two can be told apart.
+    "VARIANT": pa.large_string(),
 }
 _SPELLINGS: Mapping[str, str] = {name: name for name in _ARROW} | {
     "BOOL": "BOOLEAN", "LOGICAL": "BOOLEAN",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +14,7 @@ from aiquery_serving.errors import AiQueryError
 from aiquery_udfs.arguments import BoundCall
 from aiquery_udfs.casting import cast_arrow, cast_text
 from aiquery_udfs.errors import AiFunctionError, from_gateway
+from aiquery_udfs.return_type import ReturnType
 
 # DuckDB fixes a Python function's return type when it is registered, while the type of ai_query depends on
 # its arguments. So our function returns one STRUCT with a child per family of types, of which the macro
@@ -68,29 +68,30 @@ def identity(call: BoundCall, body: Mapping[str, Any]) -> bytes:
 
 def route_key(text: str) -> bytes:
     """Return what a row draws its served entity by: its request, whatever the parameters."""
-    return xxhash.xxh3_64_digest(text)
+    return xxhash.xxh3_64_digest(text.encode())
 
 
 def requests(
     call: BoundCall, prompts: pa.Array, files: pa.Array | None
-) -> tuple[list[bytes | None], dict[bytes, dict[str, Any]]]:
+) -> tuple[list[bytes | None], dict[bytes, tuple[dict[str, Any], bytes]]]:
     """Turn rows into request bodies.
 
     Returns:
         The identity of each row's request (None for a NULL row: it is answered NULL and never sent), and
-        the distinct bodies by identity.
+        the distinct bodies with their route keys, by identity.
     """
     texts: list[str | None] = prompts.to_pylist()
     images: Sequence[bytes | None] = files.to_pylist() if files is not None else [None] * len(texts)
     keys: list[bytes | None] = []
-    bodies: dict[bytes, dict[str, Any]] = {}
+    bodies: dict[bytes, tuple[dict[str, Any], bytes]] = {}
     for text, image in zip(texts, images, strict=True):
         if text is None:
             keys.append(None)
             continue
         body = call.body(text, image)
         key = identity(call, body)
-        bodies[key] = body
+        if key not in bodies:
+            bodies[key] = body, route_key(text)
         keys.append(key)
     return keys, bodies
 
@@ -101,7 +102,7 @@ def text_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[
     errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
     texts = [None if isinstance(value, AiQueryError) else value for value in found]
     values, misfits = cast_text(texts, call.return_type)
-    return answer_column(call, values, errors | misfits)
+    return answer_column(call, values, {**errors, **misfits})
 
 
 def embedding_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[bytes, Any]) -> pa.Array:
@@ -118,7 +119,7 @@ def embedding_column(call: BoundCall, keys: Sequence[bytes | None], answers: Map
         mask=pa.array([vector is None for vector in vectors], pa.bool_()),
     )
     values, misfits = cast_arrow(array, call.return_type)
-    return answer_column(call, values, errors | misfits)
+    return answer_column(call, values, {**errors, **misfits})
 
 
 def prediction_column(
@@ -126,7 +127,7 @@ def prediction_column(
 ) -> pa.Array:
     """Return the answer column of a custom model's predictions."""
     values, misfits = cast_arrow(predictions, call.return_type)
-    return answer_column(call, values, dict(errors or {}) | misfits)
+    return answer_column(call, values, {**(errors or {}), **misfits})
 
 
 def answer_column(call: BoundCall, values: pa.Array, errors: Mapping[int, Exception]) -> pa.Array:
@@ -139,11 +140,37 @@ def answer_column(call: BoundCall, values: pa.Array, errors: Mapping[int, Except
         raise ai_error(errors[min(errors)])
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8()).cast(pa.int64())
+    values = _with_json(values, call.return_type)
     tag = family(call.return_type.arrow, fail_on_error=call.fail_on_error)
     if not call.fail_on_error:
         values = _with_errors(values, errors)
-    children = [values if name == tag else _nulls(name, len(values)) for name in _FAMILIES]
+    # Arrow's null type costs DuckDB less than empty columns of each child's own.
+    nothing = pa.nulls(len(values))
+    children = [values if name == tag else nothing for name in _FAMILIES]
     return pa.StructArray.from_arrays(children, list(_FAMILIES))
+
+
+def _with_json(values: pa.Array, kind: ReturnType) -> pa.Array:
+    """Tell DuckDB which texts inside a value are JSON, or it would keep them as text in a VARIANT.
+
+    A JSON answer as a whole travels as the text it is, which keeps every digit of its numbers.
+    """
+    if kind.name == "JSON" or not ("JSON" in kind.sql or "VARIANT" in kind.sql):
+        return values
+    return values.cast(_json_type(kind))
+
+
+def _json_type(kind: ReturnType) -> pa.DataType:
+    match kind.name:
+        case "LIST":
+            return pa.list_(_json_type(kind.item))
+        case "ARRAY":
+            return pa.list_(_json_type(kind.item), kind.parameters[0])
+        case "MAP":
+            return pa.map_(*(_json_type(field) for _, field in kind.fields))
+        case "STRUCT":
+            return pa.struct([(name, _json_type(field)) for name, field in kind.fields])
+    return pa.json_(kind.arrow) if kind.name in ("JSON", "VARIANT") else kind.arrow
 
 
 def ai_error(error: Exception) -> Exception:
@@ -158,8 +185,3 @@ def _with_errors(values: pa.Array, errors: Mapping[int, Exception]) -> pa.Array:
     for row, error in errors.items():
         texts[row] = str(ai_error(error))
     return pa.StructArray.from_arrays([values, pa.array(texts, pa.string())], ["result", "errorMessage"])
-
-
-@lru_cache(maxsize=64)
-def _nulls(tag: str, rows: int) -> pa.Array:
-    return pa.nulls(rows, _FAMILIES[tag][1])

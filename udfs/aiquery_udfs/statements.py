@@ -19,7 +19,7 @@ from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
 from aiquery_udfs.errors import InvalidArgumentError, from_gateway
-from aiquery_udfs.execution import Execution, QueryId, engine_thread
+from aiquery_udfs.execution import Execution, QueryId, Request, engine_thread
 from aiquery_udfs.return_type import structure
 
 #: How long a statement waits, while it is bound, for an endpoint whose first deployment is loading.
@@ -133,8 +133,9 @@ class Statements:
             return self._predict(call, request, hashes, query, cancelled)
         images = files if pa.types.is_binary(files.type) else None
         keys, bodies = rows.requests(call, request, images)
+        asked = {key: Request(body, route_key) for key, (body, route_key) in bodies.items()}
         try:
-            answers = self._execution.answer(call, bodies, query=query, cancelled=cancelled)
+            answers = self._execution.answer(call, asked, query=query, cancelled=cancelled)
         except AiQueryError as error:
             raise rows.ai_error(error) from error
         column = rows.embedding_column if call.task == EMBEDDINGS else rows.text_column
@@ -216,13 +217,13 @@ class Statements:
     def served(self, endpoint: str, request: pa.Array, hashes: pa.Array, *, query: QueryId) -> pa.Array:
         """Name the served entity that answers each row in this query (a fallback may step in for it)."""
         serving = self._serving(endpoint)
-        names = np.array([route.served_entity_name for route in serving.config.routes])
         if serving.config.kind is Kind.CUSTOM:
+            names = self._execution.gateway.route_names(endpoint)
             routes = self._draw(endpoint, hashes, query)
         else:
-            texts = request.to_pylist()
-            routes = np.array([self._choose(serving, text) for text in texts], dtype=np.intp)
-        return pa.array(names[routes], pa.string(), mask=~_valid(request))
+            names = tuple(route.served_entity_name for route in serving.config.routes)
+            routes = np.array([self._choose(serving, text) for text in request.to_pylist()], dtype=np.intp)
+        return pa.array(np.array(names)[routes], pa.string(), mask=~_valid(request))
 
     def _choose(self, serving: Serving, text: str | None) -> int:
         return choose(serving.config.routes, rows.route_key(text or ""))

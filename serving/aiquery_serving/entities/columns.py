@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -32,8 +32,11 @@ def column_reader(name: str, source: pa.DataType, target: pa.DataType, *, requir
     NULL becomes NaN, NaT, or None for text, binary and boolean. An integer cannot be NULL: for an
     input that is not required the column then becomes float64 with NaN, as pandas has it.
 
+    Numbers become smaller types as long as every value fits: SQL writes a count as BIGINT and 0.5 as a
+    decimal, whatever the model was trained on. Only a float's last digits may get lost.
+
     Raises:
-        InvalidRequestError: The conversion may lose something: a smaller type, or text to number.
+        InvalidRequestError: The values are of another kind: text for numbers, fractions for integers.
     """
     _check_safe(name, source, target)
     prepare = _caster(name, source, target)
@@ -51,10 +54,35 @@ def natural_reader(source: pa.DataType) -> Reader:
     """
     plain = source.value_type if pa.types.is_dictionary(source) else source
     if pa.types.is_nested(plain):
-        return Reader(objects, np.dtype(object))
+        return nested_reader("", plain, None)
     target = _natural_type(plain)
     prepare = _caster("", source, target)
     return Reader(lambda column: _numpy(prepare(column)), _lasting_dtype(target))
+
+
+def nested_reader(name: str, source: pa.DataType, target: pa.DataType | None) -> Reader:
+    """Return how lists, structs and maps become Python objects whose numbers are of the signature's types.
+
+    Decimals that the signature says nothing of become doubles. What does not fit is left as it is, for
+    MLflow's own check to name the place.
+
+    Raises:
+        InvalidRequestError: When read, for NULL in a list of text, which MLflow would make the letter `n`.
+    """
+    wanted = _aligned(source, target)
+    prepare = _caster(name, source, wanted)
+    box = _boxer(target)
+    holds_texts = target is not None and _is_text(_innermost(target)) and _is_list(target)
+
+    def read(column: pa.Array) -> np.ndarray[Any, Any]:
+        if holds_texts:
+            _check_no_gaps(name, column)
+        values = objects(prepare(column))
+        for row, value in enumerate(values) if box is not None else ():
+            values[row] = box(value)
+        return values
+
+    return Reader(read, np.dtype(object))
 
 
 def tensor_reader(name: str, source: pa.DataType, element: pa.DataType | None, shape: tuple[int, ...]) -> Read:
@@ -68,7 +96,7 @@ def tensor_reader(name: str, source: pa.DataType, element: pa.DataType | None, s
     """
     inner = _innermost(source)
     target = element if element is not None else _natural_type(inner)
-    _check_element(name, inner, target)
+    _check_safe(name, inner, target)
     prepare = _caster(name, inner, target)
 
     def read(column: pa.Array) -> np.ndarray[Any, Any]:
@@ -148,10 +176,12 @@ def _way_out(source: pa.DataType, target: pa.DataType) -> str:
 
 
 def _is_safe(source: pa.DataType, target: pa.DataType) -> bool:
+    # Whether the values fit is for the cast to say: it refuses what it cannot hold exactly.
+    is_exact = pa.types.is_integer(source) or pa.types.is_decimal(source)
     if pa.types.is_integer(target):
-        return bool(pa.types.is_integer(source)) and _fits(source, target)
+        return bool(is_exact)
     if pa.types.is_floating(target):
-        return _is_safe_float(source, target)
+        return bool(is_exact or pa.types.is_floating(source))
     if pa.types.is_timestamp(target):
         is_naive = pa.types.is_timestamp(source) and source.tz is None
         return bool(is_naive or pa.types.is_date(source))
@@ -160,29 +190,6 @@ def _is_safe(source: pa.DataType, target: pa.DataType) -> bool:
     if pa.types.is_binary(target):
         return _is_binary(source)
     return bool(source == target)
-
-
-def _is_safe_float(source: pa.DataType, target: pa.DataType) -> bool:
-    if pa.types.is_integer(source):
-        # Into a double every integer is tried, and the cast refuses one that it cannot hold.
-        return bool(target.bit_width == 64 or source.bit_width <= 16)  # noqa: PLR2004 bits
-    # A decimal is how SQL writes 0.5: it has no float type of its own to be faithful to.
-    is_float = pa.types.is_floating(source) and source.bit_width <= target.bit_width
-    return bool(is_float or pa.types.is_decimal(source))
-
-
-def _fits(source: pa.DataType, target: pa.DataType) -> bool:
-    signed = pa.types.is_signed_integer(source)
-    return bool(source.bit_width <= target.bit_width if signed else source.bit_width < target.bit_width)
-
-
-def _check_element(name: str, source: pa.DataType, target: pa.DataType) -> None:
-    """Tensors take any number of the same kind; values that do not fit are refused by the cast."""
-    both_int = pa.types.is_integer(source) and pa.types.is_integer(target)
-    both_float = pa.types.is_floating(source) and pa.types.is_floating(target)
-    to_float = pa.types.is_integer(source) and pa.types.is_floating(target)
-    if not (both_int or both_float or to_float):
-        _check_safe(name, source, target)
 
 
 def _caster(name: str, source: pa.DataType, target: pa.DataType) -> Callable[[pa.Array], pa.Array]:
@@ -226,7 +233,86 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
+def _aligned(source: pa.DataType, target: pa.DataType | None) -> pa.DataType:
+    """Return the type of the same shape as `source` whose scalars are those of `target`, where they fit."""
+    if pa.types.is_dictionary(source):
+        source = source.value_type
+    if _is_list(source):
+        item = _aligned(source.value_type, target.value_type if target is not None and _is_list(target) else None)
+        return pa.list_(item)
+    if pa.types.is_map(source):
+        is_map = target is not None and pa.types.is_map(target)
+        return pa.map_(source.key_type, _aligned(source.item_type, target.item_type if is_map else None))
+    if pa.types.is_struct(source):
+        return pa.struct([(field.name, _aligned(field.type, _child(target, field.name))) for field in source])
+    if target is None or pa.types.is_nested(target):
+        return pa.float64() if pa.types.is_decimal(source) else source
+    return target if _is_safe(source, target) else source
+
+
+def _child(target: pa.DataType | None, name: str) -> pa.DataType | None:
+    """Return the type that a target says one field of a struct has; a map's values all have one type."""
+    if target is not None and pa.types.is_map(target):
+        return target.item_type
+    if target is None or not pa.types.is_struct(target) or target.get_field_index(name) < 0:
+        return None
+    return target.field(name).type
+
+
+def _boxer(target: pa.DataType | None) -> Callable[[Any], Any] | None:
+    """Return what makes Python numbers those of a type that Python has not got; None for nothing to do.
+
+    MLflow takes a Python float for a double and refuses it as a float.
+    """
+    if target is None:
+        return None
+    if target in _BOXES:
+        box = _BOXES[target]
+        return lambda value: value if value is None else box(value)
+    if _is_list(target):
+        item = _boxer(target.value_type)
+        return item and (lambda value: [item(v) for v in value] if isinstance(value, list) else value)
+    if pa.types.is_map(target):
+        value_of = _boxer(target.item_type)
+        return value_of and (lambda value: {k: value_of(v) for k, v in value.items()} if value else value)
+    if pa.types.is_struct(target):
+        boxes = {field.name: box for field in target if (box := _boxer(field.type)) is not None}
+        return _fields_boxer(boxes) if boxes else None
+    return None
+
+
+def _fields_boxer(boxes: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], Any]:
+    def box(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: boxes[name](item) if name in boxes else item for name, item in value.items()}
+
+    return box
+
+
+def _number_box(kind: type[np.generic], *taken: type) -> Callable[[Any], Any]:
+    return lambda value: kind(value) if type(value) in taken else value  # type: ignore[call-arg]  # all take a number
+
+
+_BOXES: Mapping[pa.DataType, Callable[[Any], Any]] = {
+    pa.float32(): _number_box(np.float32, float),
+    pa.int32(): _number_box(np.int32, int),
+}
+
+
+def _check_no_gaps(name: str, column: pa.Array) -> None:
+    while _is_list(column.type):
+        column = column.flatten()
+    if column.null_count:
+        raise InvalidRequestError(
+            f"Column {name} has {column.null_count} NULLs inside its lists, and the model takes lists of text "
+            "without gaps; filter them out, for example with list_filter()."
+        )
+
+
 def _flattened(name: str, column: pa.Array) -> pa.Array:
+    if pa.types.is_null(column.type):
+        raise InvalidRequestError(f"Column {name} has {len(column)} NULLs instead of lists. Filter those rows out.")
     while _is_list(column.type):
         if column.null_count:
             raise InvalidRequestError(

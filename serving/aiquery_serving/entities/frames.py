@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from aiquery_serving.entities.columns import Reader, column_reader, natural_reader, tensor_reader
+from aiquery_serving.entities.columns import Reader, column_reader, natural_reader, nested_reader, tensor_reader
 from aiquery_serving.entities.signature import Input, Inputs
 from aiquery_serving.errors import InvalidRequestError
 
@@ -24,8 +24,9 @@ def plan(inputs: Inputs | None, schema: pa.Schema) -> Plan:
     """Check that rows of this schema fit the model, and return how to hand them over.
 
     Columns are found by name, in any order, and extra ones are dropped. A model with exactly one
-    input takes a batch of exactly one column whatever its name. Without a signature every column is
-    handed over as it is.
+    input, or one that is not optional, takes a batch of exactly one column whatever its name; if the
+    input is an object, the columns may also be its fields. Without a signature every column is handed
+    over as it is.
 
     Raises:
         InvalidRequestError: An input is missing, or a column's type does not fit without loss.
@@ -51,15 +52,42 @@ def _natural(schema: pa.Schema) -> Plan:
 
 
 def _columns(inputs: Inputs, schema: pa.Schema) -> Plan:
+    if _are_fields(inputs, schema):
+        return _object(inputs, schema)
     found = _located(inputs, schema)
     names = [i.name for i, _ in found] if inputs.named else [schema.names[at] for _, at in found]
     readers = [_reader(i, schema.field(at).type) for i, at in found]
     return _guarded(inputs, schema, _frame(names, [at for _, at in found], readers))
 
 
+def _are_fields(inputs: Inputs, schema: pa.Schema) -> bool:
+    """Whether the columns are the fields of the one object that the model takes, not the object itself."""
+    kind = inputs.columns[0].type
+    if (
+        len(inputs.columns) > 1
+        or kind is None
+        or not pa.types.is_struct(kind)
+        or inputs.columns[0].name in schema.names
+    ):
+        return False
+    return len(schema) > 1 or schema.names[0] in [field.name for field in kind]
+
+
+def _object(inputs: Inputs, schema: pa.Schema) -> Plan:
+    column = inputs.columns[0]
+    build = _frame([column.name], [0], [nested_reader(column.name, pa.struct(list(schema)), column.type)])
+
+    def gather(rows: pa.RecordBatch) -> Frame:
+        return build(pa.RecordBatch.from_arrays([rows.to_struct_array()], [column.name]))
+
+    return _guarded(inputs, schema, gather)
+
+
 def _reader(column: Input, source: pa.DataType) -> Reader:
-    if column.type is None or pa.types.is_nested(column.type):
+    if column.type is None:
         return natural_reader(source)
+    if pa.types.is_nested(column.type):
+        return nested_reader(column.name, source, column.type)
     return column_reader(column.name, source, column.type, required=column.required)
 
 
@@ -79,6 +107,10 @@ def _located(inputs: Inputs, schema: pa.Schema) -> list[tuple[Input, int]]:
     """Pair each input with the number of its column; optional inputs may have none."""
     if len(inputs.columns) == 1 and len(schema) == 1:
         return [(inputs.columns[0], 0)]
+    if inputs.named and len(schema) == 1 and schema.names[0] not in [c.name for c in inputs.columns]:
+        required = [column for column in inputs.columns if column.required]
+        if len(required) == 1:
+            return [(required[0], 0)]
     if not inputs.named:
         return _by_position(inputs, schema)
     _check_missing(inputs, schema)

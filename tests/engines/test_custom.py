@@ -151,3 +151,18 @@ def test_many_rows_cost_no_python_object_each(custom):
     ).fetchone()
 
     assert np.isclose(found[0], 200_000 * 199_999 / 2)
+
+
+def test_a_statement_prepared_before_the_split_follows_it(custom_workspace, custom):
+    models = custom_models.split(90, 10)
+    only = {"served_entities": models["served_entities"][:1]}
+    custom_workspace.create_endpoint("later", only)
+    custom.execute("PREPARE p AS SELECT ai_query('later', {a: i::DOUBLE, b: 0.0}) FROM range(1, 1001) t(i)")
+    before = custom.execute("EXECUTE p").fetchall()
+
+    custom_workspace.update_endpoint_config("later", models)
+    custom_workspace.wait("later", 60)
+    after = custom.execute("EXECUTE p").fetchall()
+
+    assert sum(answer < 0 for (answer,) in before) == 0
+    assert abs(sum(answer < 0 for (answer,) in after) - 100) <= 1

@@ -187,13 +187,23 @@ def _check_request(endpoint: EndpointInfo, request_type: str) -> None:
                 f"{request_type}. Supported types: STRING. Write CAST(request AS STRING)."
             )
         return
-    if "VARIANT" in _WORDS.findall(request_type):
-        raise UnsupportedRequestError(
-            f'The request of serving endpoint "{endpoint.name}" is of type {request_type}, and a VARIANT says '
-            "not of what type its value is. Write CAST(value AS DOUBLE), or whatever type the model takes."
-        )
+    _refuse_variants(endpoint, request_type)
     if endpoint.input_schema is not None and len(endpoint.input_schema):
         _check_inputs(endpoint.name, endpoint.input_schema, request_type)
+
+
+def _refuse_variants(endpoint: EndpointInfo, request_type: str) -> None:
+    """Refuse what a model would see as the bytes of DuckDB's own encoding."""
+    fields = struct_fields(request_type)
+    names = endpoint.input_schema.names if endpoint.input_schema is not None else []
+    is_named = fields is not None and any(name in fields for name in names)
+    taken = [kind for name, kind in (fields or {"": request_type}).items() if not is_named or name in names]
+    if any("VARIANT" in _WORDS.findall(kind) for kind in taken):
+        raise UnsupportedRequestError(
+            f'The request of serving endpoint "{endpoint.name}" is of type {request_type}, and a VARIANT does '
+            "not say what a model would get. Cast it to the type that the model takes, as in "
+            "CAST(value AS DOUBLE)."
+        )
 
 
 def _check_inputs(endpoint: str, schema: pa.Schema, request_type: str) -> None:

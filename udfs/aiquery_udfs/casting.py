@@ -61,10 +61,24 @@ def cast_arrow(array: pa.Array, kind: ReturnType) -> tuple[pa.Array, Misfits]:
         return _cast_struct(array, kind)
     if _is_text(array.type) and kind.name != "VARCHAR":
         return cast_text(array.to_pylist(), kind)
+    if _holds_scalars(array) and not kind.is_nested and kind.name not in ("VARCHAR", *_AS_TEXT):
+        return cast_arrow(_flattened(array), kind)
     whole = _cast_whole(array, kind)
     if whole is not None:
         return whole, {}
     return _convert(array.to_pylist(maps_as_pydicts="lossy"), converter(kind), kind)
+
+
+def _holds_scalars(array: pa.Array) -> bool:
+    """Whether every list has one value: what networks give for one number, an array of shape (rows, 1)."""
+    if not (_is_list(array.type) and len(array)):
+        return False
+    return bool(pc.all(pc.equal(pc.list_value_length(array), 1)).as_py())
+
+
+def _flattened(array: pa.Array) -> pa.Array:
+    """Return the one value of each list; a missing list is a missing value."""
+    return pc.list_element(array, 0)
 
 
 def _cast_struct(array: pa.StructArray, kind: ReturnType) -> tuple[pa.Array, Misfits]:
@@ -74,6 +88,8 @@ def _cast_struct(array: pa.StructArray, kind: ReturnType) -> tuple[pa.Array, Mis
             return cast_arrow(array.flatten()[0], kind)
         return pa.nulls(len(array), kind.arrow), _columns_error(names, kind, len(array))
     columns = dict(zip(names, array.flatten(), strict=True))
+    if columns.keys().isdisjoint(name for name, _ in kind.fields):
+        return pa.nulls(len(array), kind.arrow), _strange_columns(names, kind, len(array))
     misfits: Misfits = {}
     children = []
     for name, field in kind.fields:
@@ -95,12 +111,23 @@ def _columns_error(names: Sequence[str], kind: ReturnType, rows: int) -> Misfits
     return dict.fromkeys(range(rows), error)
 
 
+def _strange_columns(names: Sequence[str], kind: ReturnType, rows: int) -> Misfits:
+    listed = ", ".join(map(repr, names))
+    error = HttpParseColumnsError(
+        f"The model returns the columns {listed}, and the returnType {kind.sql} names none of them. Name the "
+        "columns you want as the model spells them."
+    )
+    return dict.fromkeys(range(rows), error)
+
+
 def _cast_whole(array: pa.Array, kind: ReturnType) -> pa.Array | None:
     """Cast a column at once; None if some value may not fit, or Arrow's rules are not SQL's."""
     if kind.is_nested or pa.types.is_nested(array.type):
         return _cast_list(array, kind)
     if not _alike(array, kind):
         return None
+    if kind.name == "VARCHAR" and pa.types.is_floating(array.type):
+        return _float_texts(array)
     # Arrow calls it unsafe to lose nanoseconds or, in FLOAT and DOUBLE, digits; SQL casts do both.
     lossy = pa.types.is_floating(kind.arrow) or pa.types.is_timestamp(kind.arrow)
     return _cast(array, kind.arrow, safe=not lossy)
@@ -129,6 +156,13 @@ def _cast(array: pa.Array, target: pa.DataType, *, safe: bool) -> pa.Array | Non
     while pa.types.is_nested(after.type):
         before, after = before.flatten(), after.flatten()
     return None if _overflowed(before, after) else cast
+
+
+def _float_texts(numbers: pa.Array) -> pa.Array:
+    """Write numbers as SQL and JSON do: 1.0, where Arrow writes 1."""
+    texts = numbers.cast(pa.string())
+    is_bare = pc.match_substring_regex(texts, "^-?[0-9]+$")
+    return pc.if_else(is_bare, pc.binary_join_element_wise(texts, ".0", ""), texts)
 
 
 def _cast_list(array: pa.Array, kind: ReturnType) -> pa.Array | None:
@@ -165,6 +199,10 @@ def _only_zero_and_one(array: pa.Array) -> bool:
 
 def _is_number(kind: pa.DataType) -> bool:
     return any(t(kind) for t in (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(t(kind) for t in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -241,6 +279,8 @@ def _misfit(value: Any, why: str, kind: ReturnType) -> HttpParseCastError:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return str(value)
     try:
         return orjson.dumps(value, default=str).decode()
     except TypeError:

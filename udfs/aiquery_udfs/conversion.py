@@ -174,8 +174,10 @@ def _boolean(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return _plain(value)
     if not isinstance(value, str):
-        return str(value) if isinstance(value, date | time | Decimal) else _json(value)
+        return str(value) if isinstance(value, date | time | Decimal | float) else _json(value)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -261,7 +263,7 @@ def _moment(value: Any, what: str) -> datetime:
 
 
 def _show(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else _json(value)
+    text = repr(value) if isinstance(value, str | float) else _json(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

@@ -45,7 +45,7 @@ CREATE OR REPLACE TEMP MACRO ai_query(
 ) AS cast_to_type(
     struct_extract(
         {name}_answer({connection}::BIGINT, txid_current()::BIGINT, {name}_call({arguments}), request, files,
-                      CASE WHEN {name}_split(concat(endpoint)) THEN hash(request) ELSE 0::UBIGINT END),
+                      CASE WHEN {name}_split(concat(endpoint)) THEN hash(request) END),
         {name}_family({arguments})),
     from_json('null', {name}_structure({arguments})))
 """

@@ -10,7 +10,7 @@ import orjson
 import pyarrow as pa
 import xxhash
 
-from aiquery_serving.errors import AiQueryError
+from aiquery_serving.errors import AiQueryError, CancelledCallError, WorkspaceError
 from aiquery_udfs.arguments import BoundCall
 from aiquery_udfs.casting import cast_arrow, cast_text
 from aiquery_udfs.errors import AiFunctionError, from_gateway
@@ -174,10 +174,13 @@ def _json_type(kind: ReturnType) -> pa.DataType:
 
 
 def ai_error(error: Exception) -> Exception:
-    """Return an error as ai_query words it; a bug stays what it is."""
-    if isinstance(error, AiFunctionError) or not isinstance(error, AiQueryError):
+    """Return an error as ai_query words it.
+
+    What is not the endpoint's doing stays what it is: a bug, an interrupt, a workspace that cannot be used.
+    """
+    if isinstance(error, (AiFunctionError, CancelledCallError, WorkspaceError)):
         return error
-    return from_gateway(error)
+    return from_gateway(error) if isinstance(error, AiQueryError) else error
 
 
 def _with_errors(values: pa.Array, errors: Mapping[int, Exception]) -> pa.Array:

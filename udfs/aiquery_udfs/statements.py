@@ -18,7 +18,7 @@ from aiquery_serving.registry import Serving
 from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
-from aiquery_udfs.errors import InvalidArgumentError, from_gateway
+from aiquery_udfs.errors import InvalidArgumentError
 from aiquery_udfs.execution import Execution, QueryId, Request, engine_thread
 from aiquery_udfs.return_type import structure
 
@@ -42,7 +42,7 @@ class Statements:
         self._lock = threading.Lock()
         self._calls: list[BoundCall] = []
         self._numbers: dict[tuple[str, ...], int] = {}
-        self._routes: OrderedDict[tuple[QueryId, str, int], int] = OrderedDict()
+        self._routes: OrderedDict[tuple[QueryId, str], dict[int, int]] = OrderedDict()
 
     def structure(self, *arguments: str) -> str:
         """Return the result's type as the structure text that DuckDB's `from_json` takes."""
@@ -99,7 +99,7 @@ class Statements:
         try:
             return self._execution.gateway.serving(endpoint, wait=FIRST_DEPLOYMENT_SECONDS)
         except AiQueryError as error:
-            raise from_gateway(error) from error
+            raise rows.ai_error(error) from error
 
     def answer(
         self,
@@ -117,7 +117,7 @@ class Statements:
             call_number: What `call` returned for the statement.
             request: The rows' requests, of any type.
             files: The rows' images, or nulls.
-            hashes: 64 bits that tell requests apart, where `is_split`; otherwise zeros.
+            hashes: 64 bits that tell requests apart, where `is_split` was true when planned; otherwise nulls.
             query: The statement that asks.
             cancelled: Looked at every 50 ms while waiting.
 
@@ -203,16 +203,25 @@ class Statements:
         DuckDB may evaluate an expression twice for one row; drawn twice, the row could pass a filter on one
         model's answer and show the other's.
         """
-        keys = [(query, endpoint, number) for number in hashes.to_pylist()]
+        if hashes.null_count:  # the endpoint was split after the statement was planned
+            return np.asarray(self._execution.gateway.draw_routes(endpoint, len(hashes)))
+        keys: list[int] = hashes.to_pylist()
         with self._lock:
-            known = self._routes
-            fresh = list(dict.fromkeys(key for key in keys if key not in known))
+            known = self._remembered(query, endpoint)
+            fresh = [key for key in dict.fromkeys(keys) if key not in known]
             drawn = self._execution.gateway.draw_routes(endpoint, len(fresh))
             known.update(zip(fresh, drawn.tolist(), strict=True))
-            routes = np.array([known[key] for key in keys], dtype=np.intp)
-            while len(known) > REMEMBERED_ROUTES:
-                known.popitem(last=False)
-        return routes
+            return np.array([known[key] for key in keys], dtype=np.intp)
+
+    def _remembered(self, query: QueryId, endpoint: str) -> dict[int, int]:
+        """Return the routes that a query has drawn so far; older queries' are forgotten first."""
+        known = self._routes.setdefault((query, endpoint), {})
+        self._routes.move_to_end((query, endpoint))
+        if len(known) > REMEMBERED_ROUTES:
+            known.clear()
+        while len(self._routes) > 1 and sum(map(len, self._routes.values())) > REMEMBERED_ROUTES:
+            self._routes.popitem(last=False)
+        return known
 
     def served(self, endpoint: str, request: pa.Array, hashes: pa.Array, *, query: QueryId) -> pa.Array:
         """Name the served entity that answers each row in this query (a fallback may step in for it)."""

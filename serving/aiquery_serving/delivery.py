@@ -102,7 +102,7 @@ class Call:
     """One request on its way."""
 
     __slots__ = (
-        "attempts", "body", "caller", "endpoint", "entity", "key", "patient", "rows", "served_entity",
+        "attempts", "body", "caller", "endpoint", "entity", "key", "patient", "rows", "sent", "served_entity",
     )  # fmt: skip
 
     def __init__(
@@ -119,6 +119,7 @@ class Call:
         self.endpoint, self.body, self.key = endpoint, body, key
         self.served_entity, self.caller, self.patient = served_entity, caller, patient
         self.rows, self.attempts, self.entity = rows, 0, ""
+        self.sent: float | None = None
 
 
 class Delivery:
@@ -238,7 +239,7 @@ class Delivery:
         size = partial(self._reserved, call, plan, math.inf)
         permit = await lane.enter(size, patient=call.patient, again=call.attempts > 0)
         call.attempts += 1
-        call.entity = stop.name
+        call.entity, call.sent = stop.name, self._clock.now()
         try:
             response = await stop.send(call.body)
         except AiQueryError as error:

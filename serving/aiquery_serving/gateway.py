@@ -280,7 +280,9 @@ class Gateway:
         return Response(body=response.body, usage=usage, hint=response.hint, served_entity=call.entity)
 
     def _record(self, call: Call, plan: Plan, since: tuple[int, float], status: str, usage: Usage) -> None:
+        # What a call waited for its turn says nothing of the entity: its latency is that of the last try.
         started_ms, began = since
+        began = began if call.sent is None else call.sent
         self._usage(
             Invocation(
                 call.endpoint,

@@ -177,3 +177,13 @@ def test_no_error_shows_the_key(con, server):
         con.execute("SELECT ai_query('chat', 'x')").fetchall()
 
     assert KEY not in str(caught.value)
+
+
+def test_try_gives_null_for_the_rows_that_fail_and_keeps_what_was_answered(con, server):
+    server.fault = status(400, "no")
+    server.fault_when = lambda body: body["messages"][0]["content"] in {"n7", "n2060"}
+
+    found = con.execute("SELECT i, TRY(ai_query('chat', 'n' || i)) FROM range(2100) t(i)").fetchall()
+
+    assert found == [(i, None if i in {7, 2060} else f"echo: n{i}") for i in range(2100)]
+    assert len(server.requests) <= 2100 + 2 * 256  # what was in flight when a row failed is asked again

@@ -674,3 +674,9 @@ def test_several_threads_may_predict_at_once(world):
     for record in world.usage:
         rows[record.served_entity] += record.rows
     assert rows == {"a": 360, "b": 40}
+
+
+def test_the_latency_is_the_entitys_own_and_not_the_wait_in_line(world):
+    world.serve({"a": world.scripted(lambda _: "x", latency=0.25)}, concurrency=1)
+    run(world.many(4))
+    assert [record.latency_ms for record in world.usage] == [250.0] * 4

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from aiquery_serving.errors import AiQueryError
+from aiquery_serving.errors import AiQueryError, CancelledCallError
 from aiquery_udfs import rows
 from aiquery_udfs.planning import planning, task_loop
 from aiquery_udfs.statements import Statements
@@ -54,6 +55,8 @@ CREATE OR REPLACE TEMP MACRO ai_served_entity(endpoint, request) AS
     {name}_served({connection}::BIGINT, txid_current()::BIGINT, concat(endpoint), request, hash(request))
 """
 
+#: How long after a failure chunks of the same statement may still begin, before DuckDB knows of it.
+FAILURE_SECONDS: Final = 0.5
 _numbers = itertools.count(1)
 
 
@@ -63,11 +66,30 @@ class PlanTimeError(AiQueryError):
 
 @dataclass(eq=False)
 class _Connection:
-    """What we know of one DuckDB connection: which it is, and how often it was interrupted."""
+    """What we know of one DuckDB connection: which it is, and how often its statement was stopped."""
 
     number: int
     engine: _Engine
-    interrupts: int = 0
+    stops: int = 0
+    failed: tuple[int, float] | None = None
+
+    def begin(self, transaction: int, count: int) -> int:
+        """Let a chunk of rows begin, and return what `stops` is while nobody stopped it.
+
+        Raises:
+            CancelledCallError: Another chunk of the statement failed just now, which DuckDB has not noticed yet.
+        """
+        if count == 1:
+            # After a failure, a single row is TRY at work: the statement goes on.
+            self.failed = None
+        if self.failed is not None and self.failed[0] == transaction and time.monotonic() < self.failed[1]:
+            raise CancelledCallError("Another row of the statement failed; this one was not asked.")
+        return self.stops
+
+    def fail(self, transaction: int) -> None:
+        """Stop the chunks that DuckDB's other threads are at: it waits for them to report the error."""
+        self.stops += 1
+        self.failed = (transaction, time.monotonic() + FAILURE_SECONDS)
 
 
 _connections: Final[weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, _Connection]] = weakref.WeakKeyDictionary()
@@ -148,15 +170,19 @@ class _Engine:
         call, request, files, hashes = chunk
         _refuse_planning(request)
         known = self.connections[connection]
-        before = known.interrupts
-        return self.statements.answer(
-            call[0].as_py(),
-            request,
-            files,
-            hashes,
-            query=(connection, transaction),
-            cancelled=lambda: known.interrupts != before,
-        )
+        before = known.begin(transaction, len(request))
+        try:
+            return self.statements.answer(
+                call[0].as_py(),
+                request,
+                files,
+                hashes,
+                query=(connection, transaction),
+                cancelled=lambda: known.stops != before,
+            )
+        except BaseException:
+            known.fail(transaction)
+            raise
 
     def served(self, connection: int, transaction: int, *chunk: pa.Array) -> pa.Array:
         """Name the served entity of each row of a chunk: endpoint, request, hashes."""
@@ -216,7 +242,7 @@ def _watch_connections() -> None:
     def watched_interrupt(self: duckdb.DuckDBPyConnection) -> None:
         known = _connections.get(self)
         if known is not None:
-            known.interrupts += 1
+            known.stops += 1
         interrupt(self)
 
     watched_cursor.__doc__, watched_interrupt.__doc__ = cursor.__doc__, interrupt.__doc__
@@ -237,7 +263,7 @@ def _watch_interrupts() -> None:
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         for known in list(_connections.values()):
-            known.interrupts += 1
+            known.stops += 1
         before(number, frame)
 
     interrupted.of_aiquery = True  # type: ignore[attr-defined]

@@ -183,12 +183,18 @@ class Execution:
         flights = self._board(call, missing)
         try:
             await _land([flight.future for flight in flights.values()], call.fail_on_error)
-            for key, flight in flights.items():
-                answers[key] = flight.future.result()
-                self.memo.put(query, key, answers[key])
+            answers |= {key: flight.future.result() for key, flight in flights.items()}
         finally:
+            self._remember(query, flights)
             self._leave(flights)
         return answers
+
+    def _remember(self, query: QueryId, flights: Mapping[bytes, _Flight]) -> None:
+        """Keep what has landed, also when another row failed: the query may go on (TRY), and it was paid for."""
+        for key, flight in flights.items():
+            future = flight.future
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.memo.put(query, key, future.result())
 
     def _board(self, call: BoundCall, requests: Mapping[bytes, Request]) -> dict[bytes, _Flight]:
         """Join the flights that are under way and start the others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import orjson
@@ -35,6 +35,9 @@ _FAMILIES: Final[dict[str, tuple[str, pa.DataType]]] = _PLAIN | {
     )
     for tag, (sql, arrow) in _PLAIN.items()
 }
+#: The identity of a row's request; None for a NULL row, which is answered NULL and never sent; or why the
+#: row makes no request.
+RowKey: TypeAlias = bytes | AiFunctionError | None
 #: The SQL type of everything ai_query can answer, before the macro picks a child and casts it.
 ANSWER_TYPE: Final = "STRUCT(" + ", ".join(f"{tag} {sql}" for tag, (sql, _) in _FAMILIES.items()) + ")"
 
@@ -73,22 +76,30 @@ def route_key(text: str) -> bytes:
 
 def requests(
     call: BoundCall, prompts: pa.Array, files: pa.Array | None
-) -> tuple[list[bytes | None], dict[bytes, tuple[dict[str, Any], bytes]]]:
+) -> tuple[list[RowKey], dict[bytes, tuple[dict[str, Any], bytes]]]:
     """Turn rows into request bodies.
 
     Returns:
-        The identity of each row's request (None for a NULL row: it is answered NULL and never sent), and
-        the distinct bodies with their route keys, by identity.
+        The key of each row, and the distinct bodies with their route keys, by identity.
+
+    Raises:
+        AiFunctionError: A row makes no request, and `failOnError` is true.
     """
     texts: list[str | None] = prompts.to_pylist()
     images: Sequence[bytes | None] = files.to_pylist() if files is not None else [None] * len(texts)
-    keys: list[bytes | None] = []
+    keys: list[RowKey] = []
     bodies: dict[bytes, tuple[dict[str, Any], bytes]] = {}
     for text, image in zip(texts, images, strict=True):
         if text is None:
             keys.append(None)
             continue
-        body = call.body(text, image)
+        try:
+            body = call.body(text, image)
+        except AiFunctionError as error:
+            if call.fail_on_error:
+                raise
+            keys.append(error)
+            continue
         key = identity(call, body)
         if key not in bodies:
             bodies[key] = body, route_key(text)
@@ -96,20 +107,16 @@ def requests(
     return keys, bodies
 
 
-def text_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[bytes, Any]) -> pa.Array:
+def text_column(call: BoundCall, keys: Sequence[RowKey], answers: Mapping[bytes, Any]) -> pa.Array:
     """Return the answer column of chat and completions rows."""
-    found = [answers[key] if key is not None else None for key in keys]
-    errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
-    texts = [None if isinstance(value, AiQueryError) else value for value in found]
-    values, misfits = cast_text(texts, call.return_type)
+    found, errors = _found(keys, answers)
+    values, misfits = cast_text(found, call.return_type)
     return answer_column(call, values, {**errors, **misfits})
 
 
-def embedding_column(call: BoundCall, keys: Sequence[bytes | None], answers: Mapping[bytes, Any]) -> pa.Array:
+def embedding_column(call: BoundCall, keys: Sequence[RowKey], answers: Mapping[bytes, Any]) -> pa.Array:
     """Return the answer column of embeddings rows."""
-    found = [answers[key] if key is not None else None for key in keys]
-    errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
-    vectors = [value if isinstance(value, np.ndarray) else None for value in found]
+    vectors, errors = _found(keys, answers)
     lengths = [0 if vector is None else len(vector) for vector in vectors]
     present = [vector for vector in vectors if vector is not None]
     flat = np.concatenate(present) if present else np.empty(0, np.float32)
@@ -120,6 +127,13 @@ def embedding_column(call: BoundCall, keys: Sequence[bytes | None], answers: Map
     )
     values, misfits = cast_arrow(array, call.return_type)
     return answer_column(call, values, {**errors, **misfits})
+
+
+def _found(keys: Sequence[RowKey], answers: Mapping[bytes, Any]) -> tuple[list[Any], dict[int, AiQueryError]]:
+    """Return each row's answer or None, and the errors by row."""
+    found = [answers[key] if isinstance(key, bytes) else key for key in keys]
+    errors = {row: value for row, value in enumerate(found) if isinstance(value, AiQueryError)}
+    return [None if isinstance(value, AiQueryError) else value for value in found], errors
 
 
 def prediction_column(

@@ -14,13 +14,12 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,20 +28,14 @@ from aiquery_serving.gateway import Gateway
 from aiquery_serving.messages import EMBEDDINGS
 from aiquery_serving.traffic import choose
 from aiquery_udfs.arguments import BoundCall, answer_text
+from aiquery_udfs.memo import Answer, Memo, QueryId
 
 #: How often a waiting engine thread looks at its cancel flag, in seconds.
 SLICE: Final = 0.05
 #: Inputs packed into one embeddings request (contract A.10).
 EMBEDDING_PACK: Final = 40
-#: What the memo may hold, in bytes of answers.
-MEMO_BYTES: Final = 256 * 1024 * 1024
-_ENTRY_BYTES: Final = 200
 
 T = TypeVar("T")
-#: A chat or completions text, an embedding, or why there is neither.
-Answer: TypeAlias = str | np.ndarray | AiQueryError | None
-#: Identifies one running statement: its connection and its transaction.
-QueryId: TypeAlias = tuple[int, int]
 
 
 class EngineThread:
@@ -89,34 +82,6 @@ class EngineThread:
 
 #: The one engine thread of the process, shared by every workspace and connection.
 engine_thread: Final = EngineThread()
-
-
-class Memo:
-    """What a query's requests brought, forgotten oldest first when it grows too large."""
-
-    def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
-        self._answers: OrderedDict[tuple[QueryId, bytes], Answer] = OrderedDict()
-        self._bytes = 0
-        self._max_bytes = max_bytes
-
-    def get(self, query: QueryId, key: bytes, default: Any = None) -> Any:
-        """Return the answer, or `default` when the query has not asked this yet."""
-        return self._answers.get((query, key), default)
-
-    def put(self, query: QueryId, key: bytes, answer: Answer) -> None:
-        """Remember an answer for the rest of its query."""
-        if (query, key) in self._answers:
-            return
-        self._answers[query, key] = answer
-        self._bytes += _size(answer)
-        while self._bytes > self._max_bytes:
-            self._bytes -= _size(self._answers.popitem(last=False)[1])
-
-
-def _size(answer: Answer) -> int:
-    if isinstance(answer, np.ndarray):
-        return _ENTRY_BYTES + int(answer.nbytes)
-    return _ENTRY_BYTES + (len(answer) if isinstance(answer, str) else 0)
 
 
 class Request(NamedTuple):

@@ -19,7 +19,8 @@ from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
 from aiquery_udfs.errors import InvalidArgumentError
-from aiquery_udfs.execution import Execution, QueryId, Request, engine_thread
+from aiquery_udfs.execution import Execution, Request, engine_thread
+from aiquery_udfs.memo import QueryId
 from aiquery_udfs.return_type import structure
 
 #: How long a statement waits, while it is bound, for an endpoint whose first deployment is loading.

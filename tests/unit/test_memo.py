@@ -1,0 +1,51 @@
+"""The memo of running queries: nothing is forgotten while there is room, and room is kept."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiquery_udfs.memo import Memo
+
+#: Room for two answers of 100 characters.
+SMALL = 800
+
+
+def test_a_query_remembers_and_its_connections_next_one_does_not():
+    memo = Memo()
+    memo.put((1, 10), b"k", "answer")
+
+    assert memo.get((1, 10), b"k") == "answer"
+    assert memo.get((2, 10), b"k") is None
+    assert memo.get((1, 11), b"k") is None
+    assert memo.get((1, 10), b"k") is None
+
+
+def test_the_oldest_answers_go_first_when_a_query_alone_is_too_large():
+    memo = Memo(SMALL)
+    for key in (b"a", b"b", b"c"):
+        memo.put((1, 1), key, "x" * 100)
+
+    assert [memo.get((1, 1), key) is not None for key in (b"a", b"b", b"c")] == [False, True, True]
+
+
+def test_the_connection_that_began_longest_ago_goes_before_a_running_querys_answers():
+    memo = Memo(SMALL)
+    for connection in (1, 2, 3):
+        memo.put((connection, 1), b"k", "x" * 100)
+
+    assert [memo.get((connection, 1), b"k") is not None for connection in (2, 3)] == [True, True]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3), st.binary(max_size=1), st.text(max_size=300)), max_size=60)
+)
+def test_what_was_put_last_is_there_and_the_bytes_add_up(puts):
+    memo = Memo(2000)
+    for connection, transaction, key, answer in puts:
+        known = memo.get((connection, transaction), key)
+        memo.put((connection, transaction), key, answer)
+        assert memo.get((connection, transaction), key) == (answer if known is None else known)
+
+    held = [answer for _, answers in memo._queries.values() for answer in answers.values()]
+    assert memo._bytes == sum(250 + len(answer) for answer in held) <= 2000

@@ -29,7 +29,7 @@ def test_the_oldest_answers_go_first_when_a_query_alone_is_too_large():
     assert [memo.get((1, 1), key) is not None for key in (b"a", b"b", b"c")] == [False, True, True]
 
 
-def test_the_connection_that_began_longest_ago_goes_before_a_running_querys_answers():
+def test_another_connection_goes_before_a_running_querys_answers():
     memo = Memo(SMALL)
     for connection in (1, 2, 3):
         memo.put((connection, 1), b"k", "x" * 100)

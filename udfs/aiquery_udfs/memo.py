@@ -22,7 +22,7 @@ class Memo:
     """What the requests of running queries brought.
 
     A connection runs one statement at a time, so its next transaction ends what is remembered for it. When
-    there is too much, the connection that began longest ago is forgotten first, then the oldest answers.
+    there is too much, other connections are forgotten first, then the oldest answers.
     """
 
     def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
@@ -42,7 +42,7 @@ class Memo:
         answers[key] = answer
         self._bytes += _size(answer)
         while self._bytes > self._max_bytes:
-            self._shrink()
+            self._shrink(query[0])
 
     def _answers(self, query: QueryId) -> dict[bytes, Answer]:
         connection, transaction = query
@@ -56,11 +56,13 @@ class Memo:
         _, answers = self._queries.pop(connection, (0, {}))
         self._bytes -= sum(map(_size, answers.values()))
 
-    def _shrink(self) -> None:
-        eldest, (_, answers) = next(iter(self._queries.items()))
-        if len(self._queries) > 1:
-            self._forget(eldest)
+    def _shrink(self, connection: int) -> None:
+        """Make room for a connection: at the cost of another, or of its own oldest answers."""
+        other = next((number for number in self._queries if number != connection), None)
+        if other is not None:
+            self._forget(other)
         else:
+            _, answers = self._queries[connection]
             self._bytes -= _size(answers.pop(next(iter(answers))))
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ SLICE: Final = 0.05
 EMBEDDING_PACK: Final = 40
 
 T = TypeVar("T")
+#: Says whether the caller does not want the answers any more.
+Cancelled: TypeAlias = Callable[[], bool]
 
 
 class EngineThread:
@@ -58,7 +60,7 @@ class EngineThread:
         """Start a coroutine on the loop, from any other thread."""
         return asyncio.run_coroutine_threadsafe(work, self.loop())
 
-    def run(self, work: Coroutine[Any, Any, T], cancelled: Callable[[], bool] | None = None) -> T:
+    def run(self, work: Coroutine[Any, Any, T], cancelled: Cancelled | None = None) -> T:
         """Wait for a coroutine in slices, so that `cancelled` and Ctrl-C end the wait.
 
         Raises:
@@ -117,7 +119,7 @@ class Execution:
         requests: Mapping[bytes, Request],
         *,
         query: QueryId,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: Cancelled | None = None,
     ) -> dict[bytes, Answer]:
         """Answer distinct requests, each at most once per query.
 

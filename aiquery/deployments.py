@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.deployments import BaseDeploymentClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos import databricks_pb2
 
 from aiquery.client import Workspace
 from aiquery_serving.errors import AiQueryError
@@ -29,7 +31,7 @@ def target_help() -> str:
     )
 
 
-class AiQueryDeploymentClient(BaseDeploymentClient):
+class AiQueryDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # MLflow has no types
     """The endpoints of a workspace, through MLflow's deployments calls.
 
     Args:
@@ -39,16 +41,29 @@ class AiQueryDeploymentClient(BaseDeploymentClient):
     def __init__(self, target_uri: str) -> None:
         super().__init__(target_uri=target_uri)
         _, _, path = target_uri.partition(":")
-        path = path.removeprefix("//") if path.startswith("///") else path
-        self.workspace = Workspace(path or None)
+        with _mlflow_errors():
+            self.workspace = Workspace(path.removeprefix("//") or None)
 
-    def create_endpoint(self, name: str | None = None, config: Mapping[str, Any] | None = None) -> Json:
-        """Create an endpoint; `config` is the whole REST body, or its inner config beside a `name`."""
-        body = dict(config or {})
-        if "config" not in body:
-            lifted = {key: body.pop(key) for key in ("tags", "rate_limits") if key in body}
-            body = {"config": body, **lifted} if body else lifted
+    def create_endpoint(
+        self,
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        route_optimized: bool | None = None,
+    ) -> Json:
+        """Create an endpoint.
+
+        Args:
+            name: Its name, where `config` does not hold it.
+            config: The whole body of the REST API, or only its inner `config`; `tags`, `rate_limits` and the
+                body's other fields may then stand in it.
+            route_optimized: The same as in the body.
+        """
+        body = _whole_body(dict(config or {}))
         name = _one_name(name, body.pop("name", None))
+        if route_optimized is not None and body.setdefault("route_optimized", route_optimized) != route_optimized:
+            raise MlflowException.invalid_parameter_value(
+                f"Conflicting 'route_optimized' values for endpoint '{name}': give it only within config."
+            )
         return _said(self.workspace.create_endpoint, name, **body)
 
     def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> Json:
@@ -84,7 +99,8 @@ class AiQueryDeploymentClient(BaseDeploymentClient):
 
     def list_endpoints(self) -> list[Json]:
         """Return every endpoint, in short."""
-        return [DeployedEndpoint(item) for item in self.workspace.list_endpoints()]
+        with _mlflow_errors():
+            return [DeployedEndpoint(item) for item in self.workspace.list_endpoints()]
 
     def get_endpoint(self, endpoint: str) -> Json:
         """Return one endpoint with its state and config."""
@@ -98,7 +114,12 @@ class AiQueryDeploymentClient(BaseDeploymentClient):
     ) -> Json:
         """Send one request; waits for a rate limit, as MLflow's clients of a server retry a 429."""
         name = _one_name(endpoint, deployment_name)
-        return _said(self.workspace.query, name, inputs or {}, wait=True)
+        if not isinstance(inputs, Mapping):
+            raise MlflowException.invalid_parameter_value(
+                f"inputs must be a request body of endpoint '{name}', for example {{'messages': [...]}} or "
+                f"{{'dataframe_split': ...}}; got {type(inputs).__name__}."
+            )
+        return _said(self.workspace.query, name, inputs, wait=True)
 
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
@@ -131,16 +152,28 @@ class AiQueryDeploymentClient(BaseDeploymentClient):
 
 
 class DeployedEndpoint(dict[str, Any]):
-    """An endpoint's JSON whose fields are attributes too, as MLflow's own clients return it."""
+    """The JSON of an answer whose fields are attributes too, as MLflow's own clients return it."""
 
     def __getattr__(self, name: str) -> Any:
         if name in self:
-            return self[name]
-        msg = f"An endpoint has no field {name!r}; it has {', '.join(self)}."
+            value = self[name]
+            return DeployedEndpoint(value) if isinstance(value, dict) else value
+        msg = f"There is no field {name!r} here; the fields are: {', '.join(self)}."
         raise AttributeError(msg)
 
 
 _ENDPOINTS_ONLY = "aiquery has endpoints, not deployments: use the *_endpoint calls of this client."
+#: What tells the REST body's inner `config` from the whole body.
+_INNER_FIELDS = frozenset({"served_entities", "served_models", "traffic_config"})
+#: What else may stand beside those, and belongs to the body.
+_LIFTED_FIELDS = ("tags", "rate_limits", "ai_gateway", "description", "email_notifications", "route_optimized")
+
+
+def _whole_body(config: dict[str, Any]) -> dict[str, Any]:
+    if "config" in config or not _INNER_FIELDS & config.keys():
+        return config
+    lifted = {field: config.pop(field) for field in _LIFTED_FIELDS if field in config}
+    return {"config": config, **lifted}
 
 
 def _one_name(first: str | None, second: str | None) -> str:
@@ -149,18 +182,22 @@ def _one_name(first: str | None, second: str | None) -> str:
         raise MlflowException.invalid_parameter_value(msg)
     if name := first or second:
         return name
-    raise MlflowException.invalid_parameter_value("Give the endpoint's name.")
+    raise MlflowException.invalid_parameter_value("Give the endpoint's name: name=..., or 'name' in config.")
 
 
-def _said(call: Any, *arguments: Any, **options: Any) -> Json:
-    """Call the workspace; its errors become MLflow's, with the same code and sentence."""
-    try:
+def _said(call: Callable[..., Json], *arguments: Any, **options: Any) -> Json:
+    with _mlflow_errors():
         return DeployedEndpoint(call(*arguments, **options))
+
+
+@contextmanager
+def _mlflow_errors() -> Iterator[None]:
+    """Turn the workspace's errors into MLflow's, with the same code and sentence."""
+    try:
+        yield
     except AiQueryError as error:
         raise MlflowException(str(error), error_code=_code(error)) from error
 
 
 def _code(error: AiQueryError) -> int:
-    from mlflow.protos import databricks_pb2
-
     return int(getattr(databricks_pb2, error.error_code, databricks_pb2.INTERNAL_ERROR))

@@ -50,12 +50,14 @@ CREATE TABLE texts AS FROM (VALUES
 ) texts(text)
 """
 VERDICTS = """
-SELECT text, verdict.* FROM (SELECT text, ai_query('readability', text) AS verdict FROM texts) ORDER BY ease DESC
+SELECT text, verdict.*
+FROM (SELECT text, ai_query('readability', text) AS verdict FROM texts)
+ORDER BY verdict.ease DESC
 """
 
 
 def main() -> None:
-    """Log the model, serve it, and ask it about a table."""
+    """Log this file as a model, serve it, and ask it about a table."""
     with aiquery.Workspace(":memory:") as workspace:
         mlflow.set_tracking_uri(workspace.tracking_uri)
         mlflow.pyfunc.log_model(

@@ -69,15 +69,14 @@ MODELS = {
 
 
 def register_all(workspace) -> None:
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     mlflow.set_tracking_uri(workspace.tracking_uri)
     mlflow.set_registry_uri(workspace.registry_uri)
     try:
         for name, (model, signature) in MODELS.items():
             mlflow.pyfunc.log_model(name="model", python_model=model, signature=signature, registered_model_name=name)
     finally:
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        mlflow.set_tracking_uri(None)  # else MLflow leaves it in the environment, for the tests that follow
+        mlflow.set_registry_uri(None)
 
 
 def entity(name: str, model: str, **more) -> dict:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SQLITE = "sqlite:///"
+#: The registries that workspaces of this process have by default.
+_OWN: set[str] = set()
 #: MLflow tells at length how it creates its tables; nobody asked.
 _NOISY_LOGGERS = ("mlflow.store.db.utils", "alembic")
 
@@ -29,12 +31,23 @@ def default_uris(folder: Path | None) -> tuple[str, str]:
     `MLFLOW_TRACKING_URI` and `MLFLOW_REGISTRY_URI` win; else both are an SQLite file in the
     workspace's folder. A workspace in memory gets a folder that lasts as long as the process.
     """
-    tracking = os.environ.get("MLFLOW_TRACKING_URI")
-    registry = os.environ.get("MLFLOW_REGISTRY_URI")
+    tracking = _from_environment("MLFLOW_TRACKING_URI")
+    registry = _from_environment("MLFLOW_REGISTRY_URI")
     if not tracking:
         home = folder if folder is not None else _passing_folder()
         tracking = f"{_SQLITE}{(home / 'mlflow.db').resolve()}"
+        _OWN.add(tracking)
     return tracking, registry or tracking
+
+
+def _from_environment(variable: str) -> str | None:
+    """Return what the user's environment says.
+
+    `mlflow.set_tracking_uri` writes the variable too: one workspace's registry, logged to by this very
+    process, must not become the next workspace's.
+    """
+    uri = os.environ.get(variable)
+    return None if uri in _OWN else uri
 
 
 def _passing_folder() -> Path:

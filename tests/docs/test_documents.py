@@ -5,29 +5,40 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import mlflow
 import pytest
 from providers import KEY, CustomServer, OpenAIServer
 
+from aiquery_serving import errors as core
+from aiquery_udfs import errors
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+REFERENCE = ROOT / "docs" / "reference" / "errors.md"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
+@pytest.fixture
+def no_registry(monkeypatch):
+    """No model registry that the environment names; and none is left there, as MLflow does."""
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "AIQUERY_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    yield
+    mlflow.set_tracking_uri(None)
+
+
+@pytest.mark.usefixtures("no_registry")
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_its_code_runs(document, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("LOCAL_LLM_TOKEN", KEY)
-    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "AIQUERY_HOME"):
-        monkeypatch.delenv(name, raising=False)
     names: dict = {}
-    with OpenAIServer() as openai, CustomServer() as custom:
+    with OpenAIServer() as openai, CustomServer(key_header="authorization") as custom:
         for number, code in enumerate(BLOCK.findall(document.read_text())):
-            here = (
-                code.replace('"openai_config": {', f'"openai_config": {{"openai_api_base": "{openai.url}", ')
-                .replace("http://127.0.0.1:8000/v1", custom.url)
-                .replace("/tmp/aiquery-docs", str(tmp_path / "mlflow"))
-            )
+            here = code.replace(
+                '"openai_config": {', f'"openai_config": {{"openai_api_base": "{openai.url}", '
+            ).replace("http://127.0.0.1:8000/v1", custom.url)
             exec(compile(here, f"{document.name}[{number}]", "exec"), names)
 
 
@@ -35,3 +46,23 @@ def test_its_code_runs(document, monkeypatch, tmp_path, capsys):
 def test_its_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
         assert (document.parent / target).exists(), target
+
+
+def kinds(root: type) -> set[type]:
+    return {root}.union(*(kinds(child) for child in root.__subclasses__()))
+
+
+def test_every_condition_of_ai_query_is_documented():
+    rows = re.findall(r"^\| `([A-Z_]+)` \| (\w+) \| (.*) \|$", REFERENCE.read_text(), re.MULTILINE)
+    written = {(condition, state) for condition, state, _ in rows}
+    written |= {(f"{name}.{part}", state) for name, state, text in rows for part in re.findall(r"`\.([A-Z_]+)`", text)}
+    unspoken = {errors.AiFunctionError, errors._AnswerError}
+    real = {(kind.condition, kind.sqlstate) for kind in kinds(errors.AiFunctionError) - unspoken}
+    assert written == real
+
+
+def test_every_error_class_is_documented():
+    rows = re.findall(r"^\| `(\w+Error)` \| (\w+) \| (\d+) \|", REFERENCE.read_text(), re.MULTILINE)
+    bases = {core.AiQueryError, core.InvocationError, core.ProviderError}
+    every = {kind for kind in kinds(core.AiQueryError) - bases if kind.__module__ == core.__name__}
+    assert set(rows) == {(kind.__name__, kind.error_code, str(kind.http_status)) for kind in every}

@@ -38,7 +38,6 @@ class Registry:
     def log(self, name: str, log_model: Callable[..., Any], model: Any, **options: Any) -> None:
         """Log a version of a model, without MLflow's own slow guess at its requirements."""
         options.setdefault("pip_requirements", [])
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
         mlflow.set_tracking_uri(self.uri)
         mlflow.set_registry_uri(self.uri)
         try:
@@ -47,8 +46,8 @@ class Registry:
                 logging.getLogger("mlflow").setLevel(logging.ERROR)
                 log_model(model, name="model", registered_model_name=name, **options)
         finally:
-            mlflow.set_tracking_uri(before[0])
-            mlflow.set_registry_uri(before[1])
+            mlflow.set_tracking_uri(None)  # else MLflow leaves it in the environment, for the tests that follow
+            mlflow.set_registry_uri(None)
 
     def serve(self, model: Any, *, log_model: Callable[..., Any] | None = None, **options: Any) -> PyfuncEntity:
         """Log a model under a name of its own and load it from the registry."""

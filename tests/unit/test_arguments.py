@@ -97,12 +97,13 @@ def test_a_null_request_binds_anywhere(endpoint):
     ("endpoint", "request_type"),
     [
         (CUSTOM, ROW),
-        (CUSTOM, "STRUCT(age DOUBLE, \"name\" ENUM('a', 'b'), \"any\" INTEGER[], note VARIANT)"),
+        (CUSTOM, "STRUCT(age DOUBLE, \"name\" ENUM('a', 'b'), \"any\" INTEGER[], note JSON, more VARIANT)"),
         (SINGLE, "INTEGER"),
         (SINGLE, "DECIMAL(9,2)"),
         (SINGLE, "JSON"),
         (SINGLE, "STRUCT(x FLOAT, y VARCHAR)"),
         (UNSIGNED, "DATE"),
+        (UNSIGNED, "STRUCT(x ENUM('VARIANT', 'it''s'), y STRUCT(\"BIT\" INTEGER, VARIANT INTEGER))"),
     ],
 )
 def test_a_request_that_fits_the_signature_binds(endpoint, request_type):

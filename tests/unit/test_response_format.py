@@ -105,7 +105,7 @@ def test_a_bare_schema_or_another_type_lists_the_supported_types(text, found):
     ("text", "reason"),
     [
         ("", "not a valid DDL string"),
-        ("json_object", "not a valid DDL string"),
+        ("json_object", "only the name of one"),
         ("STRUCT<a: Nonsense>", "there is no type 'Nonsense'"),
         ('{"type":', "not a valid JSON string"),
         ('{"type":"json_schema"}', "json_schema.name must be a string"),

@@ -171,7 +171,7 @@ def test_the_text_of_a_type_parses_to_itself(kind):
 
 
 @given(KINDS)
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_duckdb_accepts_the_text_of_every_type(kind):
     with duckdb.connect() as connection:
         assert typed(connection, structure(kind, True))

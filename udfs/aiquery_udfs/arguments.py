@@ -32,7 +32,10 @@ _NULL_TYPES = ('"NULL"', "NULL")
 _VECTOR_ITEMS = ("FLOAT", "DOUBLE")
 _NUMERIC = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|FLOAT|DOUBLE|BIGNUM|BOOLEAN|DECIMAL\(.*\)")
 _TEXT = re.compile(r"VARCHAR|ENUM\(.*\)", re.DOTALL)
-_WORDS = re.compile(r'"(?:[^"]|"")*"|\w+')
+#: Types that DuckDB hands over in an encoding of its own. Names and the values of an ENUM are skipped.
+_ENCODED = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|\b(VARIANT|UHUGEINT|BIGNUM|BIT|GEOMETRY)\b(?=\s*(?:[,()\[]|$))"""
+)
 _LIST = re.compile(r".*\[\d*\]", re.DOTALL)
 
 
@@ -187,22 +190,22 @@ def _check_request(endpoint: EndpointInfo, request_type: str) -> None:
                 f"{request_type}. Supported types: STRING. Write CAST(request AS STRING)."
             )
         return
-    _refuse_variants(endpoint, request_type)
+    _refuse_encodings(endpoint, request_type)
     if endpoint.input_schema is not None and len(endpoint.input_schema):
         _check_inputs(endpoint.name, endpoint.input_schema, request_type)
 
 
-def _refuse_variants(endpoint: EndpointInfo, request_type: str) -> None:
-    """Refuse what a model would see as the bytes of DuckDB's own encoding."""
+def _refuse_encodings(endpoint: EndpointInfo, request_type: str) -> None:
+    """Refuse types whose values would reach a model as DuckDB's own bytes, or as another number."""
     fields = struct_fields(request_type)
     names = endpoint.input_schema.names if endpoint.input_schema is not None else []
     is_named = fields is not None and any(name in fields for name in names)
     taken = [kind for name, kind in (fields or {"": request_type}).items() if not is_named or name in names]
-    if any("VARIANT" in _WORDS.findall(kind) for kind in taken):
+    strange = next((found[1] for kind in taken for found in _ENCODED.finditer(kind) if found[1]), None)
+    if strange is not None:
         raise UnsupportedRequestError(
-            f'The request of serving endpoint "{endpoint.name}" is of type {request_type}, and a VARIANT does '
-            "not say what a model would get. Cast it to the type that the model takes, as in "
-            "CAST(value AS DOUBLE)."
+            f'The request of serving endpoint "{endpoint.name}" is of type {request_type}, and a model would not '
+            f"see the value of a {strange}. Cast it to the type that the model takes, as in CAST(value AS DOUBLE)."
         )
 
 
@@ -218,6 +221,7 @@ def _check_inputs(endpoint: str, schema: pa.Schema, request_type: str) -> None:
         raise UnsupportedRequestError(
             f'The request of serving endpoint "{endpoint}" misses the inputs {_listed(missing)}. The model '
             f"takes {_signature(schema)}; the request has {_listed(list(fields))}."
+            + (" Mind capital letters: they count." if _folded(missing) & _folded(list(fields)) else "")
         )
     for field in schema:
         if field.name in fields and not _fits(fields[field.name], field.type):
@@ -282,6 +286,10 @@ def _signature(schema: pa.Schema) -> str:
 
 def _sql(kind: pa.DataType) -> str:
     return "anything" if pa.types.is_null(kind) else return_type.from_arrow(kind).sql
+
+
+def _folded(names: list[str]) -> set[str]:
+    return {name.casefold() for name in names}
 
 
 def _listed(names: list[str]) -> str:

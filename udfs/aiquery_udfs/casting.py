@@ -49,10 +49,7 @@ def cast_arrow(array: pa.Array, kind: ReturnType) -> tuple[pa.Array, Misfits]:
     Returns:
         A column of `kind.arrow`, and the errors by row, whose values are NULL.
     """
-    if isinstance(array, pa.ChunkedArray):
-        array = array.combine_chunks()
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = _plain(array)
     if array.type == kind.arrow and kind.name not in _AS_TEXT:
         return array, {}
     if pa.types.is_null(array.type):
@@ -62,23 +59,24 @@ def cast_arrow(array: pa.Array, kind: ReturnType) -> tuple[pa.Array, Misfits]:
     if _is_text(array.type) and kind.name != "VARCHAR":
         return cast_text(array.to_pylist(), kind)
     if _holds_scalars(array) and not kind.is_nested and kind.name not in ("VARCHAR", *_AS_TEXT):
-        return cast_arrow(_flattened(array), kind)
+        array = pc.list_element(array, 0)
     whole = _cast_whole(array, kind)
     if whole is not None:
         return whole, {}
     return _convert(array.to_pylist(maps_as_pydicts="lossy"), converter(kind), kind)
 
 
+def _plain(array: pa.Array | pa.ChunkedArray) -> pa.Array:
+    if isinstance(array, pa.ChunkedArray):
+        array = array.combine_chunks()
+    return array.dictionary_decode() if pa.types.is_dictionary(array.type) else array
+
+
 def _holds_scalars(array: pa.Array) -> bool:
-    """Whether every list has one value: what networks give for one number, an array of shape (rows, 1)."""
-    if not (_is_list(array.type) and len(array)):
+    """Whether every list has one number: what networks give for one, an array of shape (rows, 1)."""
+    if not (_is_list(array.type) and _is_number(array.type.value_type)):
         return False
     return bool(pc.all(pc.equal(pc.list_value_length(array), 1)).as_py())
-
-
-def _flattened(array: pa.Array) -> pa.Array:
-    """Return the one value of each list; a missing list is a missing value."""
-    return pc.list_element(array, 0)
 
 
 def _cast_struct(array: pa.StructArray, kind: ReturnType) -> tuple[pa.Array, Misfits]:

@@ -175,7 +175,7 @@ def _boolean(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if isinstance(value, bytes):
-        return _plain(value)
+        return base64.b64encode(value).decode()
     if not isinstance(value, str):
         return str(value) if isinstance(value, date | time | Decimal | float) else _json(value)
     try:

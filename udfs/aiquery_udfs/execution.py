@@ -52,7 +52,7 @@ class EngineThread:
         """Return the running loop, starting its thread when there is none (or after a fork)."""
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                self._loop, self._pid = __import__("uvloop").new_event_loop(), os.getpid()
                 threading.Thread(target=self._loop.run_forever, name="aiquery-engine", daemon=True).start()
             return self._loop
 

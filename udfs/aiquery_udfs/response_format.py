@@ -16,6 +16,10 @@ from aiquery_udfs.return_type import ReturnType
 from aiquery_udfs.return_type import parse as parse_type
 
 _TYPES = ("text", "json_object", "json_schema")
+_SAMPLES = {
+    "json_object": '{"type":"json_object"}',
+    "json_schema": '{"type":"json_schema","json_schema":{"name":"…","schema":{…},"strict":true}}',
+}
 _INTEGERS = (
     *("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT"),
     *("UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT"),
@@ -55,6 +59,11 @@ def parse(text: str) -> dict[str, Any] | None:
     bare = text.strip()
     if bare.lower() == "text":
         return None
+    if bare.lower() in _TYPES:
+        raise InvalidResponseFormatError(
+            f"The responseFormat {text!r} is only the name of one. Write it as a JSON object: "
+            f"'{_SAMPLES[bare.lower()]}'."
+        )
     return _from_json(bare) if bare.startswith(("{", "[")) else _from_ddl(bare)
 
 

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pandas as pd
 import pyarrow as pa
 
+from aiquery_serving.entities.scoring import jsonable
 from aiquery_serving.errors import ModelError
 
+_JSON = (str, int, float, bool, list, tuple, Mapping, type(None))
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
@@ -133,7 +136,19 @@ def _from_list(output: Sequence[Any], declared: pa.DataType | None) -> pa.Array:
             return pa.array(values, type=declared, from_pandas=False)
         except (pa.ArrowException, TypeError, ValueError):
             return pa.array(values)  # `_fitted` then says what is wrong, or casts it
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        if not all(isinstance(value, _JSON) for value in values):
+            raise
+        return pa.array([_json_text(value) for value in values], pa.string())
+
+
+def _json_text(value: Any) -> str | None:
+    """Write a value as JSON: where every row's is of another type, that is the one type they share."""
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(jsonable(value)).decode()
 
 
 def _plain(value: Any) -> Any:

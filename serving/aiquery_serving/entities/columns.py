@@ -46,7 +46,7 @@ def column_reader(name: str, source: pa.DataType, target: pa.DataType, *, requir
     return Reader(lambda column: _numpy(prepare(column)), _lasting_dtype(target))
 
 
-def natural_reader(source: pa.DataType) -> Reader:
+def natural_reader(name: str, source: pa.DataType) -> Reader:
     """Return how a column is read when no signature says what the model wants.
 
     Numbers keep their type (NULL makes an integer column float64), decimals become double, dates
@@ -54,9 +54,9 @@ def natural_reader(source: pa.DataType) -> Reader:
     """
     plain = source.value_type if pa.types.is_dictionary(source) else source
     if pa.types.is_nested(plain):
-        return nested_reader("", plain, None)
+        return nested_reader(name, plain, None)
     target = _natural_type(plain)
-    prepare = _caster("", source, target)
+    prepare = _caster(name, source, target)
     return Reader(lambda column: _numpy(prepare(column)), _lasting_dtype(target))
 
 
@@ -78,11 +78,23 @@ def nested_reader(name: str, source: pa.DataType, target: pa.DataType | None) ->
         if holds_texts:
             _check_no_gaps(name, column)
         values = objects(prepare(column))
-        for row, value in enumerate(values) if box is not None else ():
-            values[row] = box(value)
+        if box is not None:
+            for row, value in enumerate(values):
+                values[row] = box(value)
         return values
 
     return Reader(read, np.dtype(object))
+
+
+def python_values(column: pa.Array, target: pa.DataType | None) -> list[Any]:
+    """Return the rows as Python has them, numbers as the target wants them: whole, or floating.
+
+    Raises:
+        InvalidRequestError: A number does not fit its type.
+    """
+    prepare = _caster("request", column.type, _aligned(column.type, target))
+    values: list[Any] = prepare(column).to_pylist(maps_as_pydicts="lossy")
+    return values
 
 
 def tensor_reader(name: str, source: pa.DataType, element: pa.DataType | None, shape: tuple[int, ...]) -> Read:
@@ -113,9 +125,9 @@ def tensor_reader(name: str, source: pa.DataType, element: pa.DataType | None, s
 def objects(column: pa.Array) -> np.ndarray[Any, Any]:
     """Return nested values as Python objects, one per row."""
     values = np.empty(len(column), dtype=object)
-    is_map = pa.types.is_map(column.type)
-    for row, value in enumerate(column.to_pylist()):
-        values[row] = dict(value) if is_map and value is not None else value
+    # "Lossy" is about keys that appear twice, which no map of DuckDB's has.
+    for row, value in enumerate(column.to_pylist(maps_as_pydicts="lossy")):
+        values[row] = value
     return values
 
 
@@ -237,12 +249,14 @@ def _aligned(source: pa.DataType, target: pa.DataType | None) -> pa.DataType:
     """Return the type of the same shape as `source` whose scalars are those of `target`, where they fit."""
     if pa.types.is_dictionary(source):
         source = source.value_type
+    if target is not None and pa.types.is_null(target):
+        target = None  # that may be anything
     if _is_list(source):
-        item = _aligned(source.value_type, target.value_type if target is not None and _is_list(target) else None)
-        return pa.list_(item)
+        item = target.value_type if target is not None and _is_list(target) else None
+        return pa.list_(_aligned(source.value_type, item))
     if pa.types.is_map(source):
-        is_map = target is not None and pa.types.is_map(target)
-        return pa.map_(source.key_type, _aligned(source.item_type, target.item_type if is_map else None))
+        item = target.item_type if target is not None and pa.types.is_map(target) else None
+        return pa.map_(source.key_type, _aligned(source.item_type, item))
     if pa.types.is_struct(source):
         return pa.struct([(field.name, _aligned(field.type, _child(target, field.name))) for field in source])
     if target is None or pa.types.is_nested(target):
@@ -267,8 +281,8 @@ def _boxer(target: pa.DataType | None) -> Callable[[Any], Any] | None:
     if target is None:
         return None
     if target in _BOXES:
-        box = _BOXES[target]
-        return lambda value: value if value is None else box(value)
+        scalar = _BOXES[target]
+        return lambda value: value if value is None else scalar(value)
     if _is_list(target):
         item = _boxer(target.value_type)
         return item and (lambda value: [item(v) for v in value] if isinstance(value, list) else value)
@@ -291,7 +305,7 @@ def _fields_boxer(boxes: Mapping[str, Callable[[Any], Any]]) -> Callable[[Any], 
 
 
 def _number_box(kind: type[np.generic], *taken: type) -> Callable[[Any], Any]:
-    return lambda value: kind(value) if type(value) in taken else value  # type: ignore[call-arg]  # all take a number
+    return lambda value: kind(value) if type(value) in taken else value
 
 
 _BOXES: Mapping[pa.DataType, Callable[[Any], Any]] = {

@@ -47,7 +47,7 @@ def _refuse(inputs: Inputs, schema: pa.Schema, error: Exception) -> NoReturn:
 
 
 def _natural(schema: pa.Schema) -> Plan:
-    readers = [natural_reader(field.type) for field in schema]
+    readers = [natural_reader(field.name, field.type) for field in schema]
     return _frame(list(schema.names), range(len(schema)), readers)
 
 
@@ -85,7 +85,7 @@ def _object(inputs: Inputs, schema: pa.Schema) -> Plan:
 
 def _reader(column: Input, source: pa.DataType) -> Reader:
     if column.type is None:
-        return natural_reader(source)
+        return natural_reader(column.name, source)
     if pa.types.is_nested(column.type):
         return nested_reader(column.name, source, column.type)
     return column_reader(column.name, source, column.type, required=column.required)

@@ -76,7 +76,7 @@ class PyfuncEntity:
             raise InvalidRequestError(f"{prefix}{error}") from error
         raise ModelError(
             "Encountered an unexpected error while evaluating the model. Verify that the input is "
-            f"compatible with the model for inference. {self.name} raised {_reason(error)}"
+            f"compatible with the model for inference. Model {self.name!r} raised {_reason(error)}"
         ) from error
 
 
@@ -95,7 +95,7 @@ def load_pyfunc(path: Path, *, name: str, environment: Mapping[str, str]) -> Pyf
             with _environment(environment):
                 return PyfuncEntity(name, _load(path))
         except Exception as error:
-            raise ModelError(f"Model {name} could not be loaded: {_reason(error)}") from error
+            raise ModelError(f"Model {name!r} could not be loaded: {_reason(error)}") from error
 
 
 def _load(path: Path) -> Any:

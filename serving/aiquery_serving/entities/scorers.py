@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, get_args
 
 import orjson
 import pyarrow as pa
 
-from aiquery_serving.entities.columns import objects
+from aiquery_serving.entities.columns import python_values
 from aiquery_serving.entities.frames import Plan, plan
 from aiquery_serving.entities.scoring import jsonable
 from aiquery_serving.entities.signature import inputs_of, output_type, properties_of
+from aiquery_serving.errors import InvalidRequestError
 
 #: Checked plans that an entity keeps: a query has one Arrow schema, a process a few queries.
 KEPT_PLANS = 8
@@ -103,9 +104,11 @@ class HintScorer:
     def __init__(self, model: Any) -> None:
         self._model = model
         schema = model.metadata.get_input_schema()
-        self._is_record = properties_of(schema) is not None
+        record = properties_of(schema)
         inputs = inputs_of(schema)
-        self.input_schema = properties_of(schema) or (inputs.schema() if inputs else None)
+        self._is_record = record is not None
+        self.input_schema = _with_defaults(model, record) if record is not None else inputs.schema() if inputs else None
+        self._value_type = pa.struct(list(record)) if record is not None else inputs.columns[0].type if inputs else None
         self.output_type = output_type(model.metadata.get_output_schema())
 
     def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> Any:
@@ -114,9 +117,17 @@ class HintScorer:
 
     def _values(self, rows: pa.RecordBatch) -> list[Any]:
         if rows.num_columns != 1 or (self._is_record and not _holds_records(rows)):
-            return cast("list[Any]", rows.to_pylist())
-        column = rows.column(0)
-        return list(objects(column)) if pa.types.is_map(column.type) else column.to_pylist()
+            return python_values(rows.to_struct_array(), self._value_type)
+        return python_values(rows.column(0), self._value_type)
+
+
+def _with_defaults(model: Any, record: pa.Schema) -> pa.Schema:
+    """Make the fields optional that have a default; MLflow's signature knows only of those that may be None."""
+    hints = getattr(model.unwrap_python_model(), "predict_type_hints", None)
+    (element,) = get_args(getattr(hints, "input", None))[:1] or (None,)
+    known = getattr(element, "model_fields", {})
+    defaults = {name for name, field in known.items() if not field.is_required()}
+    return pa.schema([field.with_nullable(field.nullable or field.name in defaults) for field in record])
 
 
 def _holds_records(rows: pa.RecordBatch) -> bool:
@@ -134,8 +145,8 @@ class AgentScorer:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._key = _AGENTS[model.loader_module]
-        inputs = inputs_of(model.metadata.get_input_schema())
-        self.input_schema = inputs.schema() if inputs else None
+        # Of any type: a text is as good as a list of messages, and the agent checks the rest.
+        self.input_schema = pa.schema([pa.field(self._key, pa.null())])
         self.output_type = pa.string()
 
     def score(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None) -> list[str]:
@@ -151,4 +162,10 @@ class AgentScorer:
         if rows.num_columns == 1 and pa.types.is_string(rows.column(0).type):
             texts = rows.column(0).to_pylist()
             return [{self._key: [{"role": "user", "content": text}]} for text in texts]
-        return [{key: value for key, value in row.items() if value is not None} for row in rows.to_pylist()]
+        if self._key not in rows.schema.names:
+            raise InvalidRequestError(
+                f"The request has the fields {rows.schema.names}, and the agent takes a STRUCT with the field "
+                f"{self._key!r}, or a text as the user's message."
+            )
+        records = python_values(rows.to_struct_array(), None)
+        return [{key: value for key, value in row.items() if value is not None} for row in records]

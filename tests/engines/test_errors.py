@@ -10,7 +10,8 @@ from providers import drop, html, no_choices, out_of_quota, status, too_many, tr
 
 BIND = [
     ("ai_query('nope', 'x')", r"REMOTE_FUNCTION_HTTP_FAILED_ERROR.*404.*Endpoint with name 'nope' does not exist\."),
-    ("ai_query('', 'x')", r"REMOTE_FUNCTION_HTTP_FAILED_ERROR"),
+    ("ai_query('', 'x')", r"AI_INVALID_ARGUMENT_VALUE_ERROR.*endpoint.*name of a serving endpoint"),
+    ("ai_query(NULL, 'x')", r"AI_INVALID_ARGUMENT_VALUE_ERROR.*endpoint.*name of a serving endpoint"),
     ("ai_query('chat', 5)", r"AI_FUNCTION_UNSUPPORTED_REQUEST.*INTEGER"),
     ("ai_query('chat', {a: 1})", r"AI_FUNCTION_UNSUPPORTED_REQUEST.*STRUCT"),
     ("ai_query('chat', 'x', returnType => 'StringType')", r"AI_FUNCTION_UNSUPPORTED_RETURN_TYPE"),

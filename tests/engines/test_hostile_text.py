@@ -179,3 +179,9 @@ def test_rows_without_any_request_to_send_are_answered(pictures):
     query = "SELECT ai_query('chat', 'q', files => content, failOnError => false).result FROM pictures WHERE id > 3"
 
     assert pictures.execute(query).fetchall() == [(None,), (None,)]
+
+
+@pytest.mark.parametrize("files", ["'text'", "[content]", "id"])
+def test_files_that_are_no_bytes_are_refused_and_not_left_out(pictures, files):
+    with pytest.raises(duckdb.Error, match="The argument files must be of type BINARY, but found"):
+        pictures.execute(f"SELECT ai_query('chat', 'q', files => {files}) FROM pictures")

@@ -25,8 +25,9 @@ import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from aiquery_serving.errors import AiQueryError, CancelledCallError
+from aiquery_serving.errors import CancelledCallError
 from aiquery_udfs import rows
+from aiquery_udfs.errors import PlanTimeError
 from aiquery_udfs.planning import planning, task_loop
 from aiquery_udfs.statements import Statements
 
@@ -58,10 +59,6 @@ CREATE OR REPLACE TEMP MACRO ai_served_entity(endpoint, request) AS
 #: How long after a failure chunks of the same statement may still begin, before DuckDB knows of it.
 FAILURE_SECONDS: Final = 0.5
 _numbers = itertools.count(1)
-
-
-class PlanTimeError(AiQueryError):
-    """DuckDB asked for an answer while it planned a statement."""
 
 
 @dataclass(eq=False)

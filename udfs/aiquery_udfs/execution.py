@@ -52,7 +52,7 @@ class EngineThread:
         """Return the running loop, starting its thread when there is none (or after a fork)."""
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = __import__("uvloop").new_event_loop(), os.getpid()
+                self._loop, self._pid = _new_loop(), os.getpid()
                 threading.Thread(target=self._loop.run_forever, name="aiquery-engine", daemon=True).start()
             return self._loop
 
@@ -80,6 +80,15 @@ class EngineThread:
         except BaseException:
             future.cancel()
             raise
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Return uvloop's loop where there is one (not on Windows): it carries a fifth more requests."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
 
 
 #: The one engine thread of the process, shared by every workspace and connection.

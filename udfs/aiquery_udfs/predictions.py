@@ -15,11 +15,12 @@ from aiquery_serving.errors import AiQueryError, InvocationError
 from aiquery_serving.registry import Serving
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall
+from aiquery_udfs.casting import cast_arrow
 from aiquery_udfs.execution import Cancelled, Execution, engine_thread
 from aiquery_udfs.memo import QueryId
 
-#: Rows of one batch that are searched out one by one when a model raises.
-MAX_BAD_ROWS: Final = 64
+#: When so many rows of a batch have all failed, a model is taken to raise on the others as well.
+HOPELESS_ROWS: Final = 64
 #: Distinct requests of which a traffic split remembers the served entity, about 100 bytes each.
 REMEMBERED_ROUTES: Final = 1_000_000
 
@@ -85,18 +86,26 @@ class Predictions:
         """Predict a batch; where failOnError is false, search out the rows on which the model raises."""
         execution = self._execution
         try:
-            return execution.gateway.predict(call.endpoint, batch, routes=routes, caller=execution.caller)
+            found = execution.gateway.predict(call.endpoint, batch, routes=routes, caller=execution.caller)
         except InvocationError as error:
             if call.fail_on_error:
                 raise
-            if batch.num_rows == 1 or len(errors) >= MAX_BAD_ROWS:
+            all_failed = first >= HOPELESS_ROWS and len(errors) == first
+            if batch.num_rows == 1 or all_failed:
                 errors.update(dict.fromkeys(range(first, first + batch.num_rows), error))
-                return pa.nulls(batch.num_rows)
+                return pa.nulls(batch.num_rows, call.return_type.arrow)
+        else:
+            # Cast here: the answers of two halves may be of two types that only the returnType unites.
+            values, misfits = cast_arrow(found, call.return_type)
+            errors.update({first + row: misfit for row, misfit in misfits.items()})
+            return values
         half = batch.num_rows // 2
         before, after = (None, None) if routes is None else (routes[:half], routes[half:])
-        return _joined(
-            self._parts(call, batch.slice(0, half), before, errors, first),
-            self._parts(call, batch.slice(half), after, errors, first + half),
+        return pa.concat_arrays(
+            [
+                self._parts(call, batch.slice(0, half), before, errors, first),
+                self._parts(call, batch.slice(half), after, errors, first + half),
+            ]
         )
 
     def draw(self, endpoint: str, hashes: pa.Array, query: QueryId) -> np.ndarray:
@@ -131,12 +140,3 @@ def _record_batch(request: pa.Array) -> pa.RecordBatch:
     if pa.types.is_struct(request.type):
         return pa.RecordBatch.from_struct_array(request)
     return pa.RecordBatch.from_arrays([request], ["request"])
-
-
-def _joined(first: pa.Array, second: pa.Array) -> pa.Array:
-    """Put two parts together, of which one may be nothing but nulls."""
-    if pa.types.is_null(first.type):
-        first = first.cast(second.type)
-    if pa.types.is_null(second.type):
-        second = second.cast(first.type)
-    return pa.concat_arrays([first, second])

@@ -16,7 +16,7 @@ from aiquery_serving.registry import Serving
 from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
-from aiquery_udfs.errors import InvalidArgumentError
+from aiquery_udfs.errors import InvalidArgumentError, UnsupportedRequestError
 from aiquery_udfs.execution import Cancelled, Execution, Request
 from aiquery_udfs.memo import QueryId
 from aiquery_udfs.predictions import Predictions, is_split
@@ -77,6 +77,8 @@ class Statements:
             named = dict(zip(pairs[::2], pairs[1::2], strict=True))
             return_type, fail_on_error = (named.get(key, "") for key in _LEGACY_KEYS)
             parameters = response_format = ""
+        if not endpoint:
+            raise InvalidArgumentError("endpoint", "NULL", ("the name of a serving endpoint",))
         return bind(
             _describe(self._serving(endpoint)),
             request_type=request,
@@ -84,7 +86,7 @@ class Statements:
             fail_on_error=_truth(fail_on_error),
             model_parameters_json=parameters or None,
             response_format=response_format or None,
-            has_files=files != '"NULL"',
+            has_files=_has_images(files),
         )
 
     def _serving(self, endpoint: str) -> Serving:
@@ -150,6 +152,16 @@ class Statements:
 
 def _valid(request: pa.Array) -> np.ndarray:
     return np.asarray(request.is_valid().to_numpy(zero_copy_only=False))
+
+
+def _has_images(kind: str) -> bool:
+    """Read the type of the argument `files`; what is no bytes must not be left out in silence."""
+    if kind not in ('"NULL"', "BLOB"):
+        raise UnsupportedRequestError(
+            f"The argument files must be of type BINARY, but found {kind}. Give the bytes of one image a row, "
+            "as the column content of read_blob() has them."
+        )
+    return kind == "BLOB"
 
 
 def _truth(text: str) -> bool | None:

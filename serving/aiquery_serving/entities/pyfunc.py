@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 
 from aiquery_serving.entities.answers import answers
-from aiquery_serving.entities.scorers import Scorer, scorer
+from aiquery_serving.entities.scorers import Scorer, scorer, untraced
 from aiquery_serving.entities.scoring import parse, response
 from aiquery_serving.errors import AiQueryError, InvalidRequestError, ModelError
 
@@ -66,7 +66,7 @@ class PyfuncEntity:
         """
         asked = parse(payload, self._model.metadata)
         try:
-            output = self._model.predict(asked.data, params=asked.params)
+            output = untraced(self._model)(asked.data, params=asked.params)
         except Exception as error:  # noqa: BLE001 a model may raise anything
             self._translate(error, f"Failed to predict data '{asked.data}'. \nError: ")
         return response(output, is_unified=asked.is_unified)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, get_args
+from typing import Any, Protocol, cast, get_args
 
 import orjson
 import pyarrow as pa
@@ -135,6 +135,18 @@ def _holds_records(rows: pa.RecordBatch) -> bool:
     return bool(pa.types.is_struct(kind) or pa.types.is_map(kind))
 
 
+def untraced(model: Any) -> Callable[..., Any]:
+    """Return a model's predict(); an agent's without MLflow's tracing of every call.
+
+    That is on by default for agents, and leaves a database in whatever folder the process happens to be in.
+    """
+    if model.loader_module not in _AGENTS:
+        return cast("Callable[..., Any]", model.predict)
+    from mlflow.tracing.provider import trace_disabled
+
+    return cast("Callable[..., Any]", trace_disabled(model.predict))
+
+
 class AgentScorer:
     """Hands conversations to a ChatAgent, ChatModel or ResponsesAgent one row at a time.
 
@@ -143,7 +155,7 @@ class AgentScorer:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._predict = untraced(model)
         self._key = _AGENTS[model.loader_module]
         # Of any type: a text is as good as a list of messages, and the agent checks the rest.
         self.input_schema = pa.schema([pa.field(self._key, pa.null())])
@@ -155,7 +167,7 @@ class AgentScorer:
         return [self._answer(request, own) for request in self._requests(rows)]
 
     def _answer(self, request: dict[str, Any], params: dict[str, Any] | None) -> str:
-        output = self._model.predict(request, params=params)
+        output = self._predict(request, params=params)
         return orjson.dumps(jsonable(output)).decode()
 
     def _requests(self, rows: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import mlflow
 import numpy as np
 import pandas as pd
@@ -39,6 +41,19 @@ class Upper(mlflow.pyfunc.PythonModel):
         return model_input["text"].str.upper()
 
 
+#: Set when `Slow` may go on loading.
+LOADED = threading.Event()
+LOADED.set()
+
+
+class Slow(mlflow.pyfunc.PythonModel):
+    def load_context(self, context):
+        LOADED.wait(30)
+
+    def predict(self, context, model_input, params=None):
+        return model_input["x"].to_numpy()
+
+
 class Grumpy(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):
         if (model_input["x"] == 13).any():
@@ -64,6 +79,7 @@ MODELS = {
     "demo.chat.llama": (Chat(), None),
     "demo.twins": (Twins(), ModelSignature(_schema(x=D), Schema([ColSpec(D, "half"), ColSpec(S, "name")]))),
     "demo.upper": (Upper(), ModelSignature(_schema(text=S), Schema([ColSpec(S)]))),
+    "demo.slow": (Slow(), ModelSignature(_schema(x=D), Schema([ColSpec(D)]))),
     "demo.grumpy": (Grumpy(), ModelSignature(_schema(x=D), Schema([ColSpec(D)]))),
 }
 

@@ -107,12 +107,14 @@ class LoopbackServer:
         self._listening.set()
         await self._stop.wait()
         server.close()
-        # Twice, because a connection may just have been accepted and not been made yet.
-        for _ in range(2):
+        # Connections that are being made just now are tasks; then they are made, and can be closed.
+        for _ in range(100):
             await asyncio.sleep(0.01)
+            making = len(asyncio.all_tasks(self._loop)) > 1
             for connection in list(self._connections):
                 connection.abort()
-            await asyncio.sleep(0)
+            if not making and not self._connections:
+                break
 
 
 class _Connection(asyncio.Protocol):

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 
+import custom_models
 import duckdb
 import pytest
 from providers import status
@@ -69,6 +70,33 @@ def test_interrupting_one_cursor_leaves_the_other_alone(con, server):
     asking.join(5)
 
     assert found == [("echo: quick",)]
+
+
+def test_a_query_that_waits_for_a_slow_model_can_be_interrupted(custom_workspace, custom):
+    custom_models.LOADED.clear()
+    entity = custom_models.entity("only", "demo.slow")
+    created = custom_workspace.create_endpoint("slow", {"served_entities": [entity]})
+    caught = []
+
+    def ask():
+        try:
+            custom.execute("SELECT ai_query('slow', 1.0::DOUBLE)").fetchall()
+        except duckdb.Error as error:
+            caught.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(0.3)
+    custom.interrupt()
+    thread.join(1.0)
+    waiting = thread.is_alive()
+    custom_models.LOADED.set()
+    thread.join(10)
+
+    assert created["state"]["ready"] == "NOT_READY"
+    assert not waiting
+    assert "'slow' was loading" in caught[0]
+    assert custom.execute("SELECT ai_query('slow', 1.0::DOUBLE)").fetchall() == [(1.0,)]
 
 
 def test_an_error_ends_the_query_while_other_threads_still_wait(con, server):

@@ -12,6 +12,7 @@ moment is swallowed and the call is left for execution, hence `answer` refuses t
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import threading
 import time
@@ -19,7 +20,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -34,10 +35,10 @@ from aiquery_udfs.statements import Statements
 if TYPE_CHECKING:
     from types import FrameType
 
-    from aiquery_udfs.execution import Execution
+    from aiquery_udfs.execution import Cancelled, Execution
 
 _ARGUMENTS: Final = (
-    "concat(endpoint), concat(returnType), concat(failOnError), typeof(request), "
+    "{connection}::BIGINT, concat(endpoint), concat(returnType), concat(failOnError), typeof(request), "
     "concat(to_json(modelParameters)), concat(responseFormat), typeof(files)"
 )
 _AI_QUERY: Final = """
@@ -56,6 +57,8 @@ CREATE OR REPLACE TEMP MACRO ai_served_entity(endpoint, request) AS
     {name}_served({connection}::BIGINT, txid_current()::BIGINT, concat(endpoint), request, hash(request))
 """
 
+T = TypeVar("T")
+
 #: How long after a failure chunks of the same statement may still begin, before DuckDB knows of it.
 FAILURE_SECONDS: Final = 0.5
 _numbers = itertools.count(1)
@@ -68,7 +71,21 @@ class _Connection:
     number: int
     engine: _Engine
     stops: int = 0
+    interrupted: float = -math.inf
     failed: tuple[int, float] | None = None
+
+    def interrupt(self) -> None:
+        """Stop whatever the connection's statement waits for."""
+        self.stops += 1
+        self.interrupted = time.monotonic()
+
+    def binding(self) -> Cancelled:
+        """Return what says whether the binding of a statement was interrupted.
+
+        DuckDB tries a binding that failed once more, so an interrupt holds for a moment.
+        """
+        before = self.stops
+        return lambda: self.stops != before or time.monotonic() < self.interrupted + FAILURE_SECONDS
 
     def begin(self, transaction: int, count: int) -> int:
         """Let a chunk of rows begin, and return what `stops` is while nobody stopped it.
@@ -137,7 +154,8 @@ class _Engine:
         if known == [(0,)]:
             self._create_functions(handle)
         for macro in (_AI_QUERY, _AI_SERVED_ENTITY):
-            handle.execute(macro.format(name=self.name, connection=connection, arguments=_ARGUMENTS))
+            arguments = _ARGUMENTS.format(connection=connection)
+            handle.execute(macro.format(name=self.name, connection=connection, arguments=arguments))
 
     def _create_functions(self, handle: duckdb.DuckDBPyConnection) -> None:
         texts = ["VARCHAR"] * 7
@@ -148,9 +166,9 @@ class _Engine:
                 null_handling=FunctionNullHandling.SPECIAL,
             )  # fmt: skip
 
-        native("structure", self.statements.structure, texts, "VARCHAR")
-        native("family", self.statements.family, texts, "VARCHAR")
-        native("call", self.statements.call, texts, "BIGINT")
+        native("structure", self._binder(self.statements.structure), ["BIGINT", *texts], "VARCHAR")
+        native("family", self._binder(self.statements.family), ["BIGINT", *texts], "VARCHAR")
+        native("call", self._binder(self.statements.call), ["BIGINT", *texts], "BIGINT")
         native("split", self.statements.is_split, ["VARCHAR"], "BOOLEAN")
         for name, function, result in (
             ("answer", _of(6, _arrow(self.answer)), rows.ANSWER_TYPE),
@@ -161,6 +179,14 @@ class _Engine:
                 f"{self.name}_{name}", function, None, result,
                 type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL,
             )  # fmt: skip
+
+    def _binder(self, function: Callable[..., T]) -> Callable[..., T]:
+        """Let a function that binds a call stop when its connection is interrupted: a model may load for long."""
+
+        def bound(connection: int, *arguments: str) -> T:
+            return function(arguments, cancelled=self.connections[connection].binding())
+
+        return bound
 
     def answer(self, connection: int, transaction: int, *chunk: pa.Array) -> pa.Array:
         """Answer one chunk of rows: call, request, files, hashes."""
@@ -239,7 +265,7 @@ def _watch_connections() -> None:
     def watched_interrupt(self: duckdb.DuckDBPyConnection) -> None:
         known = _connections.get(self)
         if known is not None:
-            known.stops += 1
+            known.interrupt()
         interrupt(self)
 
     watched_cursor.__doc__, watched_interrupt.__doc__ = cursor.__doc__, interrupt.__doc__
@@ -260,7 +286,7 @@ def _watch_interrupts() -> None:
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         for known in list(_connections.values()):
-            known.stops += 1
+            known.interrupt()
         before(number, frame)
 
     interrupted.of_aiquery = True  # type: ignore[attr-defined]

@@ -40,6 +40,11 @@ T = TypeVar("T")
 Cancelled: TypeAlias = Callable[[], bool]
 
 
+def never() -> bool:
+    """Want the answers, however long they take."""
+    return False
+
+
 class EngineThread:
     """The event loop on which every request of this process runs; started at first use."""
 

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from aiquery_serving.endpoint import Kind
-from aiquery_serving.errors import AiQueryError
+from aiquery_serving.errors import AiQueryError, CancelledCallError, EndpointNotReadyError
 from aiquery_serving.messages import EMBEDDINGS, BatchEntity
 from aiquery_serving.registry import Serving
 from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
 from aiquery_udfs.errors import InvalidArgumentError, UnsupportedRequestError
-from aiquery_udfs.execution import Cancelled, Execution, Request
+from aiquery_udfs.execution import SLICE, Cancelled, Execution, Request, never
 from aiquery_udfs.memo import QueryId
 from aiquery_udfs.predictions import Predictions, is_split
 from aiquery_udfs.return_type import structure
@@ -38,27 +38,28 @@ class Statements:
         self._numbers: dict[tuple[str, ...], int] = {}
         self._predictions = Predictions(execution)
 
-    def structure(self, *arguments: str) -> str:
+    def structure(self, arguments: tuple[str, ...], *, cancelled: Cancelled = never) -> str:
         """Return the result's type as the structure text that DuckDB's `from_json` takes."""
-        call = self._calls[self.call(*arguments)]
+        call = self._calls[self.call(arguments, cancelled=cancelled)]
         return structure(call.return_type, call.fail_on_error)
 
-    def family(self, *arguments: str) -> str:
+    def family(self, arguments: tuple[str, ...], *, cancelled: Cancelled = never) -> str:
         """Return the child of `rows.ANSWER_TYPE` that will hold the answers."""
-        call = self._calls[self.call(*arguments)]
+        call = self._calls[self.call(arguments, cancelled=cancelled)]
         return rows.family(call.return_type.arrow, fail_on_error=call.fail_on_error)
 
-    def call(self, *arguments: str) -> int:
+    def call(self, arguments: tuple[str, ...], *, cancelled: Cancelled = never) -> int:
         """Bind a call and return its number.
 
         Args:
             arguments: endpoint, returnType, failOnError, type of request, modelParameters as JSON,
                 responseFormat, type of files; empty for an argument that is NULL.
+            cancelled: Looked at every 50 ms while the endpoint's first deployment is loading.
 
         Raises:
             AiFunctionError: An argument is wrong (contract A.9), or no such endpoint exists.
         """
-        call = self._bind(arguments)
+        call = self._bind(arguments, cancelled)
         with self._lock:
             number = self._numbers.get(arguments)
             if number is None or self._calls[number] != call:
@@ -70,7 +71,7 @@ class Statements:
         """Say whether rows of a custom endpoint may go to more than one served entity."""
         return is_split(self._serving(endpoint))
 
-    def _bind(self, arguments: Sequence[str]) -> BoundCall:
+    def _bind(self, arguments: Sequence[str], cancelled: Cancelled) -> BoundCall:
         endpoint, return_type, fail_on_error, request, parameters, response_format, files = arguments
         if return_type in _LEGACY_KEYS:
             pairs = [return_type, fail_on_error, parameters.strip('"'), response_format]
@@ -80,7 +81,7 @@ class Statements:
         if not endpoint:
             raise InvalidArgumentError("endpoint", "NULL", ("the name of a serving endpoint",))
         return bind(
-            _describe(self._serving(endpoint)),
+            _describe(self._serving(endpoint, cancelled)),
             request_type=request,
             return_type=return_type or None,
             fail_on_error=_truth(fail_on_error),
@@ -89,11 +90,19 @@ class Statements:
             has_files=_has_images(files),
         )
 
-    def _serving(self, endpoint: str) -> Serving:
-        try:
-            return self._execution.gateway.serving(endpoint, wait=FIRST_DEPLOYMENT_SECONDS)
-        except AiQueryError as error:
-            raise rows.ai_error(error) from error
+    def _serving(self, endpoint: str, cancelled: Cancelled = never) -> Serving:
+        """Return what an endpoint serves, when its first deployment has loaded."""
+        for _ in range(round(FIRST_DEPLOYMENT_SECONDS / SLICE)):
+            try:
+                return self._execution.gateway.serving(endpoint, wait=SLICE)
+            except EndpointNotReadyError as error:
+                loading = error
+                if cancelled():
+                    msg = f"The query was interrupted while serving endpoint {endpoint!r} was loading."
+                    raise CancelledCallError(msg) from error
+            except AiQueryError as error:
+                raise rows.ai_error(error) from error
+        raise rows.ai_error(loading) from loading
 
     def answer(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import contextmanager
 
 import mlflow
 import numpy as np
@@ -84,15 +85,22 @@ MODELS = {
 }
 
 
-def register_all(workspace) -> None:
+@contextmanager
+def logging_into(workspace):
+    """Let MLflow log into a workspace's registry, and forget it again."""
     mlflow.set_tracking_uri(workspace.tracking_uri)
     mlflow.set_registry_uri(workspace.registry_uri)
     try:
-        for name, (model, signature) in MODELS.items():
-            mlflow.pyfunc.log_model(name="model", python_model=model, signature=signature, registered_model_name=name)
+        yield
     finally:
         mlflow.set_tracking_uri(None)  # else MLflow leaves it in the environment, for the tests that follow
         mlflow.set_registry_uri(None)
+
+
+def register_all(workspace) -> None:
+    with logging_into(workspace):
+        for name, (model, signature) in MODELS.items():
+            mlflow.pyfunc.log_model(name="model", python_model=model, signature=signature, registered_model_name=name)
 
 
 def entity(name: str, model: str, **more) -> dict:

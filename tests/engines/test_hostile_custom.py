@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pydantic
 import pytest
+from custom_models import logging_into
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.agent import ChatAgentMessage, ChatAgentResponse
@@ -86,16 +87,12 @@ def models():
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
     with aiquery.Workspace(tmp_path_factory.mktemp("hostile") / "workspace") as opened:
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(opened.tracking_uri)
-        mlflow.set_registry_uri(opened.registry_uri)
         for name, (model, signature) in models().items():
             given = {"pip_requirements": []} | ({} if signature is None else {"signature": signature})
-            mlflow.pyfunc.log_model(name="model", python_model=model, registered_model_name=f"h.{name}", **given)
+            with logging_into(opened):
+                mlflow.pyfunc.log_model(name="model", python_model=model, registered_model_name=f"h.{name}", **given)
             entity = {"entity_name": f"h.{name}", "entity_version": "1"}
             opened.create_endpoint(name, {"served_entities": [entity]})
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
         yield opened
 
 

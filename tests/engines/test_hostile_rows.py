@@ -5,6 +5,7 @@ from __future__ import annotations
 import duckdb
 import mlflow
 import pytest
+from custom_models import logging_into
 
 import aiquery
 
@@ -21,12 +22,10 @@ def workspace(tmp_path_factory):
             return [value if value % 2 else f'{{"a": {value}}}' for value in x]
 
     with aiquery.Workspace(tmp_path_factory.mktemp("rows") / "workspace") as opened:
-        before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
-        mlflow.set_tracking_uri(opened.tracking_uri)
-        mlflow.set_registry_uri(opened.registry_uri)
-        mlflow.pyfunc.log_model(name="m", python_model=Grumpy(), registered_model_name="h.grumpy", pip_requirements=[])
-        mlflow.set_tracking_uri(before[0])
-        mlflow.set_registry_uri(before[1])
+        with logging_into(opened):
+            mlflow.pyfunc.log_model(
+                name="m", python_model=Grumpy(), registered_model_name="h.grumpy", pip_requirements=[]
+            )
         opened.create_endpoint("grumpy", {"served_entities": [{"entity_name": "h.grumpy", "entity_version": "1"}]})
         yield opened
 

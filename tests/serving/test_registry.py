@@ -590,6 +590,23 @@ def test_an_update_in_another_process_is_a_conflict_and_can_be_waited_for(world,
     assert state(neighbour.registry.wait_until_settled("e", 10)) == ("READY", "NOT_UPDATING")
 
 
+def test_a_load_that_ends_while_another_process_looks_has_not_failed(world, neighbour, registry, monkeypatch):
+    from aiquery_serving.registry import documents
+
+    gate, really = world.load.hold_back("1"), documents.is_loading
+
+    def ends_meanwhile(owner, **when):
+        monkeypatch.setattr(documents, "is_loading", really)
+        gate.set()
+        join_loads()
+        return really(owner, **when)
+
+    registry.create({"name": "e", "config": custom()})
+    monkeypatch.setattr(documents, "is_loading", ends_meanwhile)
+
+    assert state(neighbour.registry.get("e")) == ("READY", "NOT_UPDATING")
+
+
 def test_an_update_of_a_closed_registry_has_failed(world, neighbour, registry):
     gate = world.load.hold_back("1")
     registry.create({"name": "e", "config": custom()})

@@ -59,9 +59,8 @@ class Documents:
         Raises:
             WorkspaceError: The workspace cannot be read.
         """
-        with self._store.read() as connection:
-            row = connection.execute("SELECT document FROM endpoints WHERE name = ?", (name,)).fetchone()
-        return self._read(name, row[0]) if row else None
+        text = self._text(name)
+        return None if text is None else self._read(name, text)
 
     def get(self, name: str) -> Stored:
         """Return an endpoint.
@@ -109,15 +108,27 @@ class Documents:
         row = self._store.glance("SELECT number FROM endpoints_revision")
         return int(row[0]) if row else None
 
+    def _text(self, name: str) -> str | None:
+        with self._store.read() as connection:
+            row = connection.execute("SELECT document FROM endpoints WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
     def _read(self, name: str, text: str) -> Stored:
+        stored = self._parse(name, text)
+        if not _is_orphaned(stored, self._epoch_ms()):
+            return stored
+        # The load may have ended well after the text was read and before its process was looked for.
+        latest = self._text(name)
+        return _failed(stored) if latest in {text, None} else self._read(name, str(latest))
+
+    def _parse(self, name: str, text: str) -> Stored:
         try:
-            stored = load_stored(text)
+            return load_stored(text)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WorkspaceError(
                 f"What the workspace '{self._store.path}' keeps of endpoint '{name}' cannot be read"
                 f" ({error!r}). Restore the file from a backup, or delete the endpoint's row."
             ) from error
-        return _as_of(stored, self._epoch_ms())
 
 
 def dump_stored(stored: Stored) -> str:
@@ -150,12 +161,16 @@ _CONFIGS = ("config", "pending_config")
 _PLAIN = tuple(field.name for field in fields(EndpointRecord) if field.name not in (*_CONFIGS, "rate_limits"))
 
 
-def _as_of(stored: Stored, now_ms: int) -> Stored:
+def _is_orphaned(stored: Stored, now_ms: int) -> bool:
+    """Say whether a config is pending that nobody loads any more."""
     record, owner, since_ms = stored.record, stored.owner, stored.record.pending_since_ms or 0
     if record.config_update != IN_PROGRESS or record.pending_config is None:
-        return stored
-    if owner and is_loading(owner, since_ms=since_ms, now_ms=now_ms):
-        return stored
-    first = record.pending_config.served_entities[0].name
-    gone = LoadFailure(first, "The process that was loading it ended. Update the config again.")
+        return False
+    return owner is None or not is_loading(owner, since_ms=since_ms, now_ms=now_ms)
+
+
+def _failed(stored: Stored) -> Stored:
+    record = stored.record
+    names = [entity.name for entity in record.pending_config.served_entities] if record.pending_config else [""]
+    gone = LoadFailure(names[0], "The process that was loading it ended. Update the config again.")
     return Stored(fail(record, gone, now_ms=record.updated_ms))

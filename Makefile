@@ -5,9 +5,8 @@ BIN    := $(VENV)/bin
 # The first Python that is new enough.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Torch belongs to those who use it. The tests want it small, without CUDA, and do without it if need be.
-TORCH  ?= $(if $(filter Linux,$(shell uname -s)), \
-  torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 15,torch==2.13.0)
+# Torch belongs to those who use it. The tests take it along, and do without it if need be: make test TORCH=
+TORCH  ?= torch==2.13.0
 
 # Nothing here may touch a model registry or a workspace that the environment names, nor report to MLflow.
 unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI AIQUERY_HOME
@@ -29,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.base
 	@if test -e $(VENV)/.made-by-make; then \
 	  echo 'Adding what the tests need to $(VENV): a minute or two.' && \
 	  $(BIN)/python -m pip install --quiet --editable '.[test,lint]' && \
-	  { $(BIN)/python -m pip install --quiet $(TORCH) || true; } && touch $@; fi
+	  { test -z '$(TORCH)' || $(BIN)/python -m pip install --quiet '$(TORCH)' || true; } && touch $@; fi
 
 setup: $(VENV)/.dev ## Make .venv with everything the tests need
 

@@ -128,6 +128,15 @@ def test_a_request_that_does_not_fit_the_signature_is_refused(endpoint, request_
     assert reason in refused(errors.UnsupportedRequestError, endpoint, request_type)
 
 
+def test_the_example_of_a_struct_is_sql_whatever_the_names():
+    schema = pa.schema([pa.field(name, pa.float64(), nullable=False) for name in ("sepal length (cm)", 'a "b"', "x")])
+    iris = EndpointInfo(name="iris", kind=Kind.CUSTOM, input_schema=schema, output_type=pa.int64())
+
+    text = refused(errors.UnsupportedRequestError, iris, "VARCHAR")
+
+    assert 'struct_pack("sepal length (cm)" := …, "a ""b""" := …, x := …)' in text
+
+
 def test_a_signature_without_names_checks_none():
     unnamed = EndpointInfo(
         name="t", kind=Kind.CUSTOM, input_schema=pa.schema([("0", pa.float64()), ("1", pa.float64())])

@@ -232,13 +232,18 @@ def _check_single(endpoint: str, schema: pa.Schema, request_type: str, *, is_str
     """Check a request that is one value, not one field per input."""
     required = [field for field in schema if not field.nullable] or list(schema)
     if len(required) > 1:
-        example = ", ".join(f"{field.name} := …" for field in required[:3])
+        example = ", ".join(f"{_identifier(field.name)} := …" for field in required)
         raise UnsupportedRequestError(
             f'The request of serving endpoint "{endpoint}" must be a STRUCT, but found {request_type}. The '
             f"model takes {_signature(schema)}. Write struct_pack({example})."
         )
     if not is_struct and not _fits(request_type, required[0].type):
         raise _mismatch(endpoint, required[0], request_type)
+
+
+def _identifier(name: str) -> str:
+    """Write a name as SQL takes it."""
+    return name if name.isidentifier() else '"' + name.replace('"', '""') + '"'
 
 
 def _mismatch(endpoint: str, field: pa.Field, found: str) -> UnsupportedRequestError:

@@ -87,7 +87,7 @@ def _cast_struct(array: pa.StructArray, kind: ReturnType) -> tuple[pa.Array, Mis
         return pa.nulls(len(array), kind.arrow), _columns_error(names, kind, len(array))
     columns = dict(zip(names, array.flatten(), strict=True))
     if columns.keys().isdisjoint(name for name, _ in kind.fields):
-        return pa.nulls(len(array), kind.arrow), _strange_columns(names, kind, len(array))
+        return pa.nulls(len(array), kind.arrow), _columns_error(names, kind, len(array))
     misfits: Misfits = {}
     children = []
     for name, field in kind.fields:
@@ -101,21 +101,16 @@ def _cast_struct(array: pa.StructArray, kind: ReturnType) -> tuple[pa.Array, Mis
 
 
 def _columns_error(names: Sequence[str], kind: ReturnType, rows: int) -> Misfits:
+    """Refuse all rows: a STRUCT that names none of the columns, or a type that has room for one."""
     listed = ", ".join(map(repr, names))
-    error = HttpParseColumnsError(
-        f"The model returns {len(names)} columns ({listed}), but the returnType {kind.sql} has only one. "
-        "Set a STRUCT with the columns you want as returnType."
-    )
-    return dict.fromkeys(range(rows), error)
-
-
-def _strange_columns(names: Sequence[str], kind: ReturnType, rows: int) -> Misfits:
-    listed = ", ".join(map(repr, names))
-    error = HttpParseColumnsError(
+    text = (
         f"The model returns the columns {listed}, and the returnType {kind.sql} names none of them. Name the "
         "columns you want as the model spells them."
+        if kind.name == "STRUCT"
+        else f"The model returns {len(names)} columns ({listed}), but the returnType {kind.sql} has only one. "
+        "Set a STRUCT with the columns you want as returnType."
     )
-    return dict.fromkeys(range(rows), error)
+    return dict.fromkeys(range(rows), HttpParseColumnsError(text))
 
 
 def _cast_whole(array: pa.Array, kind: ReturnType) -> pa.Array | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
+from urllib.parse import urlsplit
 
 from wreq import Client, DnsOptions, Response, exceptions, redirect
 from wreq.header import HeaderMap
@@ -101,7 +102,7 @@ class HttpTransport:
             response = await client.post(url, headers=headers, body=body)
             content = await self._read(response, url)
         except _FOREIGN as error:
-            self._translate(error, checked(url))
+            self._translate(error, _where(url))
         return Answer(response.status.as_int(), _Headers(response.headers), content)
 
     async def close(self) -> None:
@@ -246,6 +247,11 @@ def _why(error: Exception) -> str:
             "no TLS connection could be agreed on; is its certificate valid, and its authority known (SSL_CERT_FILE)?"
         )
     return "it was closed before the answer was complete"
+
+
+def _where(url: str) -> str:
+    """Return host and port, without the user and password that a URL may hold."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 async def _refuse_forbidden_addresses_of(host: str) -> None:

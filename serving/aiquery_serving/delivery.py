@@ -15,17 +15,19 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from aiquery_serving import retry, traffic
+from aiquery_serving.admission import Admission
 from aiquery_serving.batching import OutputSizes, estimated_tokens
 from aiquery_serving.clock import Clock
-from aiquery_serving.endpoint import ServedEntity
+from aiquery_serving.endpoint import Kind, ServedEntity
 from aiquery_serving.errors import (
     AiQueryError,
     EndpointNotFoundError,
     ProviderRateLimitError,
     TooManyRequestsError,
 )
-from aiquery_serving.messages import BatchEntity, Entity, RequestEntity, Response
-from aiquery_serving.pacing import Admission, Lane, Turns
+from aiquery_serving.leases import Leases
+from aiquery_serving.messages import BatchEntity, Entity, RequestEntity, Response, Usage
+from aiquery_serving.pacing import Lane, Permit, Turns
 from aiquery_serving.registry import Serving
 
 
@@ -35,6 +37,35 @@ class Servings(Protocol):
     def serving(self, name: str, *, wait: float | None = None) -> Serving:
         """Return what an endpoint serves now; the same object for as long as it serves the same."""
         ...
+
+
+class Meter(Protocol):
+    """What a job lets every one of its sends be counted by."""
+
+    def reserve(self, served: ServedEntity, body: Mapping[str, Any]) -> object:
+        """Count a send that is about to happen; `settle` gets what this returns. On the event loop, so be quick.
+
+        Raises:
+            JobStoppedError: The job may not send any more. The caller gets it at once.
+        """
+        ...
+
+    def settle(self, reserved: object, usage: Usage | None) -> None:
+        """Correct a reservation: to what the answer used, or None when the try failed or was cancelled."""
+        ...
+
+
+class _Unmetered:
+    """The meter of whoever has none."""
+
+    def reserve(self, served: ServedEntity, body: Mapping[str, Any]) -> None:
+        """Let every send go."""
+
+    def settle(self, reserved: object, usage: Usage | None) -> None:
+        """Count nothing."""
+
+
+_UNMETERED = _Unmetered()
 
 
 class Stop:
@@ -63,11 +94,11 @@ class Plan:
     stops: dict[str, Stop]
     turns: Turns
 
-    def __init__(self, serving: Serving, before: Plan | None, clock: Clock) -> None:
+    def __init__(self, serving: Serving, before: Plan | None, clock: Clock, leases: Leases | None) -> None:
         config = serving.config
         self.serving = serving
         self.sizes = before.sizes if before else OutputSizes()
-        self.admission = before.admission if before else Admission(serving.name, (), clock)
+        self.admission = before.admission if before else Admission(serving.name, (), clock, leases)
         kept = {stop.name: stop for stop in before.stops.values()} if before else {}
         self.stops = {
             served.name: _stop(served, serving.entities[served.name], kept, clock) for served in config.served_entities
@@ -75,6 +106,13 @@ class Plan:
         same = before is not None and before.turns.routes == config.routes
         self.turns = before.turns if before and same else Turns(config.routes)
         self.routed = [self.stops[route.served_entity_name] for route in config.routes]
+
+    def appetite(self) -> int:
+        """Return how many calls the served entities that have traffic take at once, as far as is known now."""
+        if self.serving.config.kind is Kind.CUSTOM:
+            return 1
+        live = {route.served_entity_name for route in self.turns.routes if route.traffic_percentage}
+        return max(1, sum(int(stop.lane.window.size) for stop in self.routed if stop.name in live))
 
     def stop(self, name: str) -> Stop:
         """Return the served entity of that name.
@@ -102,7 +140,8 @@ class Call:
     """One request on its way."""
 
     __slots__ = (
-        "attempts", "body", "caller", "endpoint", "entity", "key", "patient", "rows", "sent", "served_entity",
+        "attempts", "body", "caller", "endpoint", "entity", "job", "key", "meter", "patient", "rows", "sent",
+        "served_entity",
     )  # fmt: skip
 
     def __init__(
@@ -115,9 +154,12 @@ class Call:
         *,
         patient: bool,
         rows: int,
+        meter: Meter | None = None,
+        job: str = "",
     ) -> None:
         self.endpoint, self.body, self.key = endpoint, body, key
         self.served_entity, self.caller, self.patient = served_entity, caller, patient
+        self.meter, self.job = meter or _UNMETERED, job
         self.rows, self.attempts, self.entity = rows, 0, ""
         self.sent: float | None = None
 
@@ -129,10 +171,13 @@ class Delivery:
         registry: Says what an endpoint serves.
         clock: Tells the time and waits.
         draw: Returns random numbers from 0 to 1; spreads retries.
+        leases: What this process holds of rate limits that others share.
     """
 
-    def __init__(self, registry: Servings, clock: Clock, draw: Callable[[], float]) -> None:
-        self._registry, self._clock, self._draw = registry, clock, draw
+    def __init__(
+        self, registry: Servings, clock: Clock, draw: Callable[[], float], leases: Leases | None = None
+    ) -> None:
+        self._registry, self._clock, self._draw, self._leases = registry, clock, draw, leases
         self._plans: dict[str, Plan] = {}
         self._planning = threading.Lock()
 
@@ -147,9 +192,22 @@ class Delivery:
         if plan is not None and plan.serving is serving:
             return plan
         with self._planning:
-            plan = Plan(serving, self._plans.get(endpoint), self._clock)
+            plan = Plan(serving, self._plans.get(endpoint), self._clock, self._leases)
             self._plans[endpoint] = plan
         return plan
+
+    async def close(self) -> None:
+        """Give back what others may have of shared limits."""
+        if self._leases is not None:
+            await self._leases.close()
+
+    def waiting(self, endpoint: str) -> str | None:
+        """Say in words what calls to an endpoint stand in line for, if any do. Only reads."""
+        plan = self._plans.get(endpoint)
+        if plan is None:
+            return None
+        holdups = (stop.lane.holdup() for stop in plan.stops.values())
+        return plan.admission.holdup() or next(filter(None, holdups), None)
 
     def admission(self, plan: Plan) -> Admission | None:
         """Return what admits calls, if anything is limited. On the loop: plans are made anywhere."""
@@ -174,8 +232,11 @@ class Delivery:
         reservation = await admission.enter(call.caller, tokens, patient=call.patient)
         try:
             response = await self._delivered(call, plan)
-        except AiQueryError:
-            admission.settle(reservation, 0)
+        except BaseException as error:
+            if not call.attempts:
+                admission.unused(reservation)
+            elif isinstance(error, AiQueryError):
+                admission.settle(reservation, 0)
             raise
         # A provider that does not count leaves the estimate standing.
         admission.settle(reservation, response.usage.total_tokens or tokens)
@@ -235,20 +296,34 @@ class Delivery:
 
     async def _sent(self, call: Call, plan: Plan, stop: Stop) -> Response:
         """Send once to one entity, when it can take the call."""
-        lane = stop.lane
         size = partial(self._reserved, call, plan, math.inf)
-        permit = await lane.enter(size, patient=call.patient, again=call.attempts > 0)
+        permit = await stop.lane.enter(size, patient=call.patient, again=call.attempts > 0)
+        try:
+            metered = call.meter.reserve(stop.served, call.body)
+        except BaseException:
+            stop.lane.unused(permit)
+            raise
+        usage = None
+        try:
+            response = await self._asked(call, stop, permit)
+            usage = response.usage
+        finally:
+            call.meter.settle(metered, usage)
+        if response.usage.completion_tokens:
+            plan.sizes.learn(response.usage.completion_tokens)
+        return response
+
+    async def _asked(self, call: Call, stop: Stop, permit: Permit) -> Response:
+        """Ask an entity, and let its lane learn from how that ended."""
         call.attempts += 1
         call.entity, call.sent = stop.name, self._clock.now()
         try:
             response = await stop.send(call.body)
         except AiQueryError as error:
-            lane.failed(permit, error)
+            stop.lane.failed(permit, error)
             raise
         except BaseException:
-            lane.cancelled(permit)
+            stop.lane.cancelled(permit)
             raise
-        lane.answered(permit, response)
-        if response.usage.completion_tokens:
-            plan.sizes.learn(response.usage.completion_tokens)
+        stop.lane.answered(permit, response)
         return response

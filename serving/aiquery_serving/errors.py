@@ -10,7 +10,10 @@
     ├── EndpointNotReadyError       TEMPORARILY_UNAVAILABLE   503  retry
     ├── EndpointFailedError         RESOURCE_DOES_NOT_EXIST   404
     ├── TooManyRequestsError        REQUEST_LIMIT_EXCEEDED    429  retry
+    ├── JobStoppedError             CANCELLED                 499
+    │   └── BudgetReachedError      RESOURCE_EXHAUSTED        429
     ├── WorkspaceError              INTERNAL_ERROR            500
+    │   └── LedgerError             INTERNAL_ERROR            500
     ├── SecretError                 INVALID_PARAMETER_VALUE   400
     └── InvocationError             INTERNAL_ERROR            500
         ├── CancelledCallError      CANCELLED                 499
@@ -42,6 +45,8 @@ class AiQueryError(Exception):
     retryable: ClassVar[bool] = False
     #: Seconds after which a retry may succeed, when somebody said so.
     retry_after: float | None = None
+    #: How often a served entity was asked for the request that failed.
+    attempts: int = 0
 
 
 class ConfigurationError(AiQueryError):
@@ -112,8 +117,26 @@ class TooManyRequestsError(AiQueryError):
         self.retry_after = retry_after
 
 
+class JobStoppedError(AiQueryError):
+    """A job may not send any more: its budget, its deadline, a pause or a cancel ended it."""
+
+    error_code = "CANCELLED"
+    http_status = 499
+
+
+class BudgetReachedError(JobStoppedError):
+    """The next request of a job may cost more than is left of its budget."""
+
+    error_code = "RESOURCE_EXHAUSTED"
+    http_status = 429
+
+
 class WorkspaceError(AiQueryError):
     """The workspace folder cannot be read or written."""
+
+
+class LedgerError(WorkspaceError):
+    """The ledger of answers that were paid for cannot be read or written."""
 
 
 class SecretError(AiQueryError):

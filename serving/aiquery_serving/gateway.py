@@ -1,8 +1,8 @@
 """The one path of every request: admit, route, wait for the entity, send, retry or fall back, record.
 
 `Gateway` knows endpoints by name and entities by their protocol; it alone waits and retries. Its
-coroutines all belong to ONE event loop. `serving`, `predict`, `draw_routes` and `route_names` are
-synchronous and may be called from any thread, several at once.
+coroutines all belong to ONE event loop. What is synchronous may be called from any thread, several at
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from aiquery_serving import traffic
 from aiquery_serving.batching import halves
 from aiquery_serving.clock import Clock, SystemClock
-from aiquery_serving.delivery import Call, Delivery, Plan, Servings, Stop
+from aiquery_serving.delivery import Call, Delivery, Meter, Plan, Servings, Stop
 from aiquery_serving.endpoint import Kind
 from aiquery_serving.errors import (
     AiQueryError,
@@ -28,6 +28,7 @@ from aiquery_serving.errors import (
     ProviderRequestError,
     ProviderResponseError,
 )
+from aiquery_serving.leases import Leases
 from aiquery_serving.messages import BatchEntity, Json, Response, Usage
 from aiquery_serving.registry import Serving
 from aiquery_serving.usage import OK, Invocation
@@ -41,6 +42,7 @@ class Gateway:
         clock: Tells the time and waits.
         usage: Called with every invocation of a served entity when it has ended.
         draw: Returns random numbers from 0 to 1; spreads retries.
+        leases: Shares rate limits with the other processes of a workspace; without, this process counts alone.
     """
 
     def __init__(
@@ -50,11 +52,12 @@ class Gateway:
         clock: Clock | None = None,
         usage: Callable[[Invocation], object] | None = None,
         draw: Callable[[], float] = random.random,
+        leases: Leases | None = None,
     ) -> None:
         self._registry = registry
         self._clock = clock or SystemClock()
         self._usage = usage or (lambda _: None)
-        self._delivery = Delivery(registry, self._clock, draw)
+        self._delivery = Delivery(registry, self._clock, draw, leases)
 
     def serving(self, endpoint: str, *, wait: float | None = None) -> Serving:
         """Return what an endpoint serves now.
@@ -80,6 +83,8 @@ class Gateway:
         served_entity: str | None = None,
         caller: str = "",
         patient: bool = True,
+        meter: Meter | None = None,
+        job: str = "",
     ) -> Response:
         """Answer one request, however long limits, retries and fallbacks take.
 
@@ -91,12 +96,15 @@ class Gateway:
             served_entity: Ask this one, whatever the traffic split says.
             caller: Whom `user` rate limits count.
             patient: Whether to wait for rate limits, or to be refused at once.
+            meter: Counts every send, and may refuse it.
+            job: The job that asks, for the record.
 
         Raises:
             TooManyRequestsError: A rate limit is used up and the caller is not patient.
+            JobStoppedError: The meter refused a send.
             AiQueryError: The endpoint cannot be asked, or did not answer after all retries.
         """
-        call = Call(endpoint, body, key, served_entity, caller, patient=patient, rows=1)
+        call = Call(endpoint, body, key, served_entity, caller, patient=patient, rows=1, meter=meter, job=job)
         return await self._recorded(call)
 
     async def query(
@@ -127,6 +135,8 @@ class Gateway:
         served_entity: str | None = None,
         caller: str = "",
         patient: bool = True,
+        meter: Meter | None = None,
+        job: str = "",
     ) -> list[list[float] | AiQueryError]:
         """Embed inputs in one packed request: one vector or one error for each, in order.
 
@@ -141,13 +151,17 @@ class Gateway:
             served_entity: As in `invoke`.
             caller: As in `invoke`.
             patient: As in `invoke`.
+            meter: As in `invoke`.
+            job: As in `invoke`.
         """
         answers: list[list[float] | AiQueryError] = []
         runs = [range(len(inputs))] if inputs else []
         while runs:
             run = runs.pop()
             body = {**(params or {}), "input": list(inputs[run.start : run.stop])}
-            call = Call(endpoint, body, key, served_entity, caller, patient=patient, rows=len(run))
+            call = Call(
+                endpoint, body, key, served_entity, caller, patient=patient, rows=len(run), meter=meter, job=job
+            )  # fmt: skip
             try:
                 answers += _vectors(await self._recorded(call), len(run))
             except ProviderRequestError as error:
@@ -179,6 +193,18 @@ class Gateway:
             return
         for number in range(calls):
             await admission.enter(caller, 0 if number else tokens, patient=patient)
+
+    def appetite(self, endpoint: str) -> int:
+        """Return how many calls the endpoint takes at once now; at least 1.
+
+        Raises:
+            AiQueryError: The endpoint does not exist, or has nothing loaded.
+        """
+        return self._delivery.plan(endpoint).appetite()
+
+    def waiting(self, endpoint: str) -> str | None:
+        """Say in one phrase what calls to the endpoint stand in line for now; None when none does."""
+        return self._delivery.waiting(endpoint)
 
     def route_names(self, endpoint: str) -> tuple[str, ...]:
         """Return the served entity behind each index that `draw_routes` gives."""
@@ -229,6 +255,10 @@ class Gateway:
         ]
         return _merged(endpoint, answers, [places for _, places in parts])
 
+    async def close(self) -> None:
+        """Leave what is left of shared rate limits to other processes."""
+        await self._delivery.close()
+
     def _known_routes(self, plan: Plan, routes: NDArray[Any] | None, count: int) -> NDArray[Any]:
         if routes is None:
             return plan.turns.draw(count)
@@ -273,11 +303,15 @@ class Gateway:
             status, usage = OK, response.usage
         except Exception as error:
             status = type(error).__name__
+            if isinstance(error, AiQueryError):
+                error.attempts = call.attempts
             raise
         finally:
             if call.attempts:
                 self._record(call, plan, since, status, usage)
-        return Response(body=response.body, usage=usage, hint=response.hint, served_entity=call.entity)
+        return Response(
+            body=response.body, usage=usage, hint=response.hint, served_entity=call.entity, attempts=call.attempts
+        )
 
     def _record(self, call: Call, plan: Plan, since: tuple[int, float], status: str, usage: Usage) -> None:
         # What a call waited for its turn says nothing of the entity: its latency is that of the last try.
@@ -296,6 +330,7 @@ class Gateway:
                 status,
                 call.attempts,
                 call.caller,
+                call.job,
             )
         )
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
 
 from aiquery_serving.endpoint import RateLimit
 from aiquery_serving.errors import InvalidRequestError, TooManyRequestsError
@@ -93,6 +95,14 @@ class RollingLimit:
             entry.tokens -= reserved - actual
             self._tokens -= reserved - actual
 
+    def undo(self, entry: Spent, tokens: int) -> None:
+        """Give back a call that was not sent, and its tokens."""
+        if not entry.gone:
+            entry.calls -= 1
+            entry.tokens -= tokens
+            self._calls -= 1
+            self._tokens -= tokens
+
     def exceeded(self, now: float) -> str:
         """Name what refuses a call: `calls` or `tokens`."""
         self._forget(now)
@@ -153,6 +163,19 @@ class Reservation:
             if limit.tokens is not None:
                 limit.settle(entry, self.tokens, actual, now)
 
+    def undo(self) -> None:
+        """Give everything back: the call was not sent."""
+        for limit, entry in self._parts:
+            limit.undo(entry, self.tokens)
+
+
+class Exceeded(NamedTuple):
+    """A limit that is used up: in `calls` or in `tokens`, for `wait` seconds."""
+
+    limit: RateLimit
+    what: str
+    wait: float
+
 
 class Limits:
     """All rate limits declared on an endpoint; the strictest wins (contract C.6).
@@ -168,9 +191,12 @@ class Limits:
 
     def declare(self, declared: Iterable[RateLimit]) -> None:
         """Take over new limits; what was spent under the old ones still counts."""
-        self._declared = tuple(declared)
+        rules: dict[tuple[str, str | None, str], RateLimit] = {}
+        for limit in declared:
+            same = (limit.key, limit.principal, limit.renewal_period)
+            rules[same] = _stricter(rules.get(same, limit), limit)
+        self._declared = tuple(rules.values())
         self.counts_tokens = any(limit.tokens is not None for limit in self._declared)
-        rules = {(limit.key, limit.principal, limit.renewal_period): limit for limit in self._declared}
         for name in list(self._windows):
             rule = rules.get(name[:3])
             if rule is None:
@@ -193,8 +219,7 @@ class Limits:
 
     def largest(self, caller: str) -> float:
         """Return the tokens that one call of this caller can have at most."""
-        applying = (limit.tokens for limit in self._declared if _applies(limit, caller))
-        return min((t for t in applying if t is not None), default=math.inf)
+        return min((limit.tokens for limit in self.applying(caller) if limit.tokens is not None), default=math.inf)
 
     def check(self, endpoint: str, caller: str, tokens: int) -> None:
         """Refuse what no wait can ever admit.
@@ -209,13 +234,17 @@ class Limits:
                 f"allows {largest:.0f} per minute: send a shorter request or raise the limit."
             )
 
-    def refusal(self, endpoint: str, caller: str, now: float, tokens: int) -> TooManyRequestsError:
-        """Return the error for a caller that does not wait, naming the strictest limit."""
+    def strictest(self, caller: str, now: float, tokens: int) -> Exceeded:
+        """Return what holds up a call for longest."""
         window, limit = max(self._counting(caller, now), key=lambda pair: pair[0].wait(now, tokens))
-        return _refusal(endpoint, limit, window.exceeded(now), window.wait(now, tokens))
+        return Exceeded(limit, window.exceeded(now), window.wait(now, tokens))
+
+    def applying(self, caller: str) -> list[RateLimit]:
+        """Return the limits that count a caller, no two of which count the same."""
+        return [limit for limit in self._declared if _applies(limit, caller)]
 
     def _counting(self, caller: str, now: float) -> list[tuple[RollingLimit, RateLimit]]:
-        return [(self._window(limit, caller, now), limit) for limit in self._declared if _applies(limit, caller)]
+        return [(self._window(limit, caller, now), limit) for limit in self.applying(caller)]
 
     def _window(self, limit: RateLimit, caller: str, now: float) -> RollingLimit:
         whose = "" if limit.key == "endpoint" else caller
@@ -234,16 +263,25 @@ class Limits:
             self._sweep_at = max(_CALLERS, 2 * len(self._windows))
 
 
+def _stricter(one: RateLimit, other: RateLimit) -> RateLimit:
+    return replace(one, calls=_less(one.calls, other.calls), tokens=_less(one.tokens, other.tokens))
+
+
+def _less(one: int | None, other: int | None) -> int | None:
+    return min((amount for amount in (one, other) if amount is not None), default=None)
+
+
 def _applies(limit: RateLimit, caller: str) -> bool:
     return limit.principal is None or limit.principal == caller
 
 
-def _refusal(endpoint: str, limit: RateLimit, what: str, wait: float) -> TooManyRequestsError:
-    kind = "Requests-per-minute (RPM)" if what == "calls" else "Tokens-per-minute (TPM)"
-    whom = "endpoint" if limit.key == "endpoint" else "user"
+def refusal(endpoint: str, exceeded: Exceeded) -> TooManyRequestsError:
+    """Return the error for a caller that does not wait."""
+    kind = "Requests-per-minute (RPM)" if exceeded.what == "calls" else "Tokens-per-minute (TPM)"
+    whom = "endpoint" if exceeded.limit.key == "endpoint" else "user"
     return TooManyRequestsError(
         f"User defined rate limit(s) exceeded for '{endpoint}'. {kind} rate limit exceeded for {whom}",
-        retry_after=wait,
+        retry_after=exceeded.wait,
     )
 
 
@@ -325,6 +363,13 @@ class LearnedLimit:
         if amount is not None and entry[1] >= 0:
             self._total += amount - entry[1]
             entry[1] = amount
+
+    def unsent(self, entry: list[float]) -> None:
+        """Take back what `sent` counted, when nothing went after all."""
+        if entry[1] >= 0:
+            self._left += entry[1]
+            self._total -= entry[1]
+            entry[1] = 0.0
 
     def _drop(self) -> None:
         entry = self._sent.popleft()

@@ -54,12 +54,16 @@ class LimitHint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
-    """One answer: the REST API's JSON body, what it used, and what its headers teach."""
+    """One answer: the REST API's JSON body, what it used, and what its headers teach.
+
+    `served_entity` and `attempts` (how often entities were asked) are the gateway's to say.
+    """
 
     body: Json
     usage: Usage = Usage()
     hint: LimitHint | None = None
     served_entity: str = ""
+    attempts: int = 1
 
 
 @runtime_checkable

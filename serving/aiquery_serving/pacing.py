@@ -1,4 +1,4 @@
-"""Makes calls wait for their turn: the asyncio side of limits, cool-downs and in-flight windows.
+"""Makes calls wait for their turn: the asyncio side of learned limits, cool-downs and in-flight windows.
 
 Everything here but `Turns` belongs to one event loop and needs no lock. Waiting calls stand in line
 at a `Turnstile`. Only the first of a line is ever asked whether it may go, and one alarm per line
@@ -13,16 +13,17 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, NamedTuple, TypeVar
+from itertools import islice
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aiquery_serving import traffic
+from aiquery_serving import holdups, traffic
 from aiquery_serving.clock import Clock
-from aiquery_serving.endpoint import RateLimit, Route
+from aiquery_serving.endpoint import Route
 from aiquery_serving.errors import AiQueryError, ProviderRateLimitError, TooManyRequestsError
-from aiquery_serving.limits import LearnedLimit, Limits, Reservation
+from aiquery_serving.limits import LearnedLimit
 from aiquery_serving.messages import Allowance, LimitHint, Response
 from aiquery_serving.retry import Cooldown, Window, terminal
 
@@ -84,6 +85,15 @@ class Turnstile(Generic[T, P]):
         """How many calls stand in line."""
         return len(self._line)
 
+    def first(self, most: int) -> list[T]:
+        """Return the first calls that stand in line."""
+        return [call for future, call in islice(self._line, most) if not future.done()]
+
+    @property
+    def opens_at(self) -> float:
+        """When the first in line may go, by the clock; infinite while that takes news."""
+        return self._alarm_at
+
     def free(self, call: T) -> bool:
         """Say whether a call that comes now may go at once."""
         return not self._line and self._ask(call) <= 0
@@ -142,78 +152,6 @@ class Turnstile(Generic[T, P]):
             self._alarm, self._alarm_at = None, math.inf
 
 
-class _Asked(NamedTuple):
-    """A call as an endpoint's rate limits see it."""
-
-    caller: str
-    tokens: int
-
-
-class Admission:
-    """The rate limits declared on one endpoint, and the lines before them.
-
-    Every caller has a line of its own when limits tell callers apart: one who has used up theirs
-    holds up nobody else.
-    """
-
-    def __init__(self, endpoint: str, declared: tuple[RateLimit, ...], clock: Clock) -> None:
-        self._endpoint, self._clock = endpoint, clock
-        self._lines: dict[str, Turnstile[_Asked, Reservation]] = {}
-        self.limits = Limits()
-        self.declare(declared)
-
-    def declare(self, declared: tuple[RateLimit, ...]) -> None:
-        """Take over changed limits; the lines stay."""
-        self.declared = declared
-        self.limits.declare(declared)
-        self._one_line = all(limit.key == "endpoint" for limit in declared)
-
-    async def enter(self, caller: str, tokens: int, *, patient: bool) -> Reservation:
-        """Admit one call.
-
-        Raises:
-            TooManyRequestsError: A limit is used up and the caller does not wait.
-            InvalidRequestError: The call is larger than a whole limit.
-        """
-        self.limits.check(self._endpoint, caller, tokens)
-        asked = _Asked(caller, tokens)
-        whose = "" if self._one_line else caller
-        line = self._lines.get(whose)
-        if (line is None or not line.waiting) and self._ask(asked) <= 0:
-            return self._take(asked)
-        if not patient:
-            now = self._clock.now()
-            raise self.limits.refusal(self._endpoint, caller, now, tokens)
-        if line is None:
-            line = Turnstile(self._clock, self._ask, self._take, self._undo)
-            self._lines[whose] = line
-        try:
-            return await line.wait(asked)
-        finally:
-            self._forget_lines()
-
-    def settle(self, reservation: Reservation, actual: int) -> None:
-        """Correct the reserved tokens of an answered call."""
-        reservation.settle(actual, self._clock.now())
-        if self.limits.counts_tokens:
-            for line in list(self._lines.values()):
-                line.pump()
-
-    def _forget_lines(self) -> None:
-        if not self._one_line:
-            self._lines = {name: line for name, line in self._lines.items() if line.waiting}
-
-    def _ask(self, asked: _Asked) -> float:
-        return self.limits.wait(asked.caller, self._clock.now(), asked.tokens)
-
-    def _take(self, asked: _Asked) -> Reservation:
-        return self.limits.take(asked.caller, self._clock.now(), asked.tokens)
-
-    def _undo(self, reservation: Reservation) -> None:
-        """A cancelled call keeps its count (it is a moment's work) but not its tokens."""
-        reservation.settle(0, self._clock.now())
-
-
 class Permit:
     """The right to one call at a served entity, and what has to be given back after it."""
 
@@ -247,7 +185,8 @@ class Lane:
         self._taught = False
         self._refusal: AiQueryError | None = None
         self._refused_until = 0.0
-        self._line: Turnstile[Callable[[], int], Permit] = Turnstile(clock, self._ask, self._take, self.cancelled)
+        self._pause_status = 0
+        self._line: Turnstile[Callable[[], int], Permit] = Turnstile(clock, self._ask, self._take, self.unused)
 
     async def enter(self, size: Callable[[], int], *, patient: bool, again: bool = False) -> Permit:
         """Wait for the right to call.
@@ -302,6 +241,7 @@ class Lane:
             if not self.cooldown.closed or permit.probe:
                 self.window.refused()
             self.cooldown.refused(now, error.retry_after, probe=permit.probe)
+            self._pause_status = error.http_status
         elif error.retryable:
             self.cooldown.abandoned(probe=permit.probe)
         else:
@@ -319,6 +259,26 @@ class Lane:
         self._leave(permit)
         self.cooldown.abandoned(probe=permit.probe)
         self._line.pump()
+
+    def unused(self, permit: Permit) -> None:
+        """Give back the right of a call that was not sent: the provider will not count it."""
+        if self._calls is not None and permit.calls is not None:
+            self._calls.unsent(permit.calls)
+        if self._tokens is not None and permit.spent is not None:
+            self._tokens.unsent(permit.spent)
+        permit.calls = permit.spent = None
+        self.cancelled(permit)
+
+    def holdup(self) -> str | None:
+        """Say in words what calls stand in line for, if any do. Only reads: any thread may ask."""
+        if not self._line.waiting:
+            return None
+        if self.in_flight >= int(self.window.size):
+            return holdups.full(self.in_flight)
+        now = self._clock.now()
+        if self.cooldown.closed:
+            return holdups.cooling(self._pause_status, self.cooldown.closed_until - now)
+        return holdups.silent(self.name, self._line.opens_at - now)
 
     def _sized(self, size: Callable[[], int]) -> int:
         return size() if self._taught and self._tokens is not None else 0

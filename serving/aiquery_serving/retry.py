@@ -113,6 +113,11 @@ class Cooldown:
             return self._until - now
         return math.inf if self._probing else 0.0
 
+    @property
+    def closed_until(self) -> float:
+        """When the latest pause ends."""
+        return self._until
+
     def enter(self) -> bool:
         """Note that a call goes; returns whether it is the probe."""
         self._probing = self.closed

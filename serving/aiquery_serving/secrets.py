@@ -10,7 +10,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from aiquery_serving.errors import SecretError
 
@@ -177,6 +179,14 @@ class Secrets:
                 " secret again."
             ) from error
         return value.decode()
+
+    def derived_key(self, purpose: bytes) -> bytes:
+        """Return 32 bytes that seal something else of this workspace; makes the workspace's key where there is none.
+
+        Raises:
+            SecretError: The key file cannot be used.
+        """
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=b"aiquery " + purpose).derive(self._key(make=True))
 
     @property
     def _key_file(self) -> Path | None:

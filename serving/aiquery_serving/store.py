@@ -46,8 +46,22 @@ CREATE TABLE usage (
 );
 """
 
+_JOBS_IN_USAGE = "ALTER TABLE usage ADD COLUMN job TEXT NOT NULL DEFAULT '';\n"
+
+_JOBS = """
+CREATE TABLE jobs (
+    name TEXT PRIMARY KEY, sql TEXT NOT NULL, output TEXT NOT NULL, draft TEXT NOT NULL, run TEXT NOT NULL,
+    state TEXT NOT NULL, reason TEXT NOT NULL, rows INTEGER NOT NULL, known INTEGER NOT NULL,
+    answered INTEGER NOT NULL, from_ledger INTEGER NOT NULL, failed INTEGER NOT NULL, in_flight INTEGER NOT NULL,
+    calls INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,
+    cost REAL NOT NULL, cost_known INTEGER NOT NULL, endpoints TEXT NOT NULL, failures TEXT NOT NULL,
+    created_ms INTEGER NOT NULL, started_ms INTEGER NOT NULL, updated_ms INTEGER NOT NULL,
+    ended_ms INTEGER NOT NULL, pid INTEGER NOT NULL, host TEXT NOT NULL
+);
+"""
+
 #: One script per schema version. Only ever append: files of every older version are out there.
-MIGRATIONS = (_FIRST_SCHEMA,)
+MIGRATIONS = (_FIRST_SCHEMA, _JOBS_IN_USAGE, _JOBS)
 
 _DAMAGED = (
     "The workspace file '{path}' is damaged or is not a workspace ({reason}). Nothing in it was"

@@ -6,9 +6,9 @@ import logging
 import threading
 import weakref
 from collections import deque
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aiquery_serving.errors import WorkspaceError
 
@@ -35,7 +35,8 @@ class Invocation:
     """One invocation of a served entity, as it ended.
 
     `started_ms` is the wall clock in milliseconds since 1970, `latency_ms` a span; `status` is "ok"
-    or the name of the error's class; `attempts` counts the first one too.
+    or the name of the error's class; `attempts` counts the first one too; `job` is empty for what was
+    asked outside of any.
     """
 
     endpoint: str
@@ -49,17 +50,39 @@ class Invocation:
     status: str
     attempts: int
     caller: str
+    job: str = ""
 
 
 _COLUMNS = tuple(field.name for field in fields(Invocation))
 _as_row = attrgetter(*_COLUMNS)
 _INSERT = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - the dataclass's own names
-_TOTALS = (
-    "SELECT endpoint, served_entity, count(*), sum(rows), sum(status <> 'ok'), sum(prompt_tokens),"
-    " sum(completion_tokens), sum(latency_ms) FROM usage"
-    " WHERE (:endpoint IS NULL OR endpoint = :endpoint) AND (:since_ms IS NULL OR started_ms >= :since_ms)"
-    " GROUP BY endpoint, served_entity"
+_WANTED = (
+    "(:endpoint IS NULL OR endpoint = :endpoint) AND (:since_ms IS NULL OR started_ms >= :since_ms)"
+    " AND (:job IS NULL OR job = :job)"
 )
+_TOTALS = (
+    "SELECT endpoint, served_entity, count(*), sum(rows), sum(status <> 'ok'), sum(prompt_tokens),"  # noqa: S608 - as above
+    " sum(completion_tokens), sum(latency_ms) FROM usage"
+    f" WHERE {_WANTED} GROUP BY endpoint, served_entity"
+)
+_ROWS = f"SELECT {', '.join(_COLUMNS)} FROM usage WHERE {_WANTED}"  # noqa: S608 - as above
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """Which invocations are asked for; None means all."""
+
+    endpoint: str | None
+    since_ms: int | None
+    job: str | None
+
+    def fits(self, endpoint: str, started_ms: int, job: str) -> bool:
+        """Say whether an invocation is among them."""
+        return (
+            self.endpoint in (None, endpoint)
+            and (self.since_ms is None or started_ms >= self.since_ms)
+            and self.job in (None, job)
+        )
 
 
 @dataclass(slots=True)
@@ -91,6 +114,11 @@ class _Totals(dict[tuple[str, str], _Total]):
     def add(self, endpoint: str, served_entity: str, total: _Total) -> None:
         self.setdefault((endpoint, served_entity), _Total()).add(total)
 
+    def add_all(self, others: _Totals, wish: _Wish, job: str) -> None:
+        for (name, entity), total in others.items():
+            if wish.fits(name, total.latest_ms, job):
+                self.add(name, entity, total)
+
     def count(self, call: Invocation) -> None:
         one = _Total(
             1,
@@ -119,7 +147,7 @@ class UsageLog:
         self._guard = threading.Lock()
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._counted = _Totals()
+        self._counted: dict[str, _Totals] = {}  # by job
         self._warned = False
         self._watchers: tuple[Callable[[Invocation], None], ...] = ()
         # A program that just ends has its last half second written too.
@@ -165,12 +193,13 @@ class UsageLog:
             else:
                 self._warned = False
 
-    def totals(self, endpoint: str | None = None, *, since_ms: int | None = None) -> list[Json]:
+    def totals(self, endpoint: str | None = None, *, since_ms: int | None = None, job: str | None = None) -> list[Json]:
         """Return the sums per endpoint and served entity, in order of their names.
 
         Args:
             endpoint: Only this endpoint.
             since_ms: Only invocations that began then or later, in milliseconds since 1970.
+            job: Only invocations of this job; `""` for those of none.
 
         Returns:
             Objects with endpoint, served_entity, calls, rows, errors, prompt_tokens,
@@ -181,15 +210,30 @@ class UsageLog:
             WorkspaceError: The workspace cannot be read.
         """
         self.flush()
+        wish = _Wish(endpoint, since_ms, job)
         with self._writing:
-            sums = self._stored(endpoint, since_ms)
-            for call in tuple(self._pending):
-                if _wanted(call.endpoint, call.started_ms, endpoint, since_ms):
-                    sums.count(call)
-            for (name, entity), total in self._counted.items():
-                if _wanted(name, total.latest_ms, endpoint, since_ms):
-                    sums.add(name, entity, total)
+            sums = self._stored(wish)
+            for call in self._held(wish):
+                sums.count(call)
+            for name, counted in self._counted.items():
+                sums.add_all(counted, wish, name)
         return [_total_output(key, total) for key, total in sorted(sums.items())]
+
+    def rows(
+        self, since_ms: int | None = None, job: str | None = None, endpoint: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Return invocations one by one: the fields of `Invocation`, in their order.
+
+        Arguments are those of `totals`. What could only be counted (see the class) is not among them.
+
+        Raises:
+            WorkspaceError: The workspace cannot be read.
+        """
+        self.flush()
+        wish = _Wish(endpoint, since_ms, job)
+        with self._writing, self._store.read() as connection:
+            stored: list[tuple[Any, ...]] = connection.execute(_ROWS, asdict(wish)).fetchall()
+            return stored + [_as_row(call) for call in self._held(wish)]
 
     def close(self) -> None:
         """Write what is left and end the thread. The store stays open."""
@@ -203,18 +247,21 @@ class UsageLog:
 
     def _hold(self, held: list[Invocation], error: WorkspaceError) -> None:
         for call in held[:-MOST_HELD]:
-            self._counted.count(call)
+            self._counted.setdefault(call.job, _Totals()).count(call)
         self._pending.extendleft(reversed(held[-MOST_HELD:]))
         if not self._warned:
             self._warned = True
             _log.warning("Usage is only counted in memory for now. %s", error)
 
-    def _stored(self, endpoint: str | None, since_ms: int | None) -> _Totals:
-        sums, wanted = _Totals(), {"endpoint": endpoint, "since_ms": since_ms}
+    def _stored(self, wish: _Wish) -> _Totals:
+        sums = _Totals()
         with self._store.read() as connection:
-            for name, entity, *numbers in connection.execute(_TOTALS, wanted):
+            for name, entity, *numbers in connection.execute(_TOTALS, asdict(wish)):
                 sums.add(name, entity, _Total(*numbers))
         return sums
+
+    def _held(self, wish: _Wish) -> list[Invocation]:
+        return [call for call in tuple(self._pending) if wish.fits(call.endpoint, call.started_ms, call.job)]
 
     def _start(self) -> None:
         with self._guard:
@@ -259,10 +306,6 @@ def _write_last(store: Store, pending: deque[Invocation]) -> None:
         _write(store, last)
     except WorkspaceError as error:
         _log.warning("The last %d invocations are not in the usage. %s", len(last), error)
-
-
-def _wanted(name: str, started_ms: int, endpoint: str | None, since_ms: int | None) -> bool:
-    return endpoint in (None, name) and (since_ms is None or started_ms >= since_ms)
 
 
 def _total_output(key: tuple[str, str], total: _Total) -> Json:

@@ -505,6 +505,140 @@ def test_an_unchanged_entity_keeps_its_cool_down_through_an_update(world):
     assert world.clock.now() == 30.0
 
 
+class Tally:
+    """A meter that lets `most` sends go and notes what it is told."""
+
+    def __init__(self, most=math.inf):
+        self.most, self.reserved, self.settled = most, [], []
+
+    def reserve(self, served, body):
+        if len(self.reserved) >= self.most:
+            raise errors.BudgetReachedError("spent")
+        self.reserved.append(served.name)
+        return len(self.reserved)
+
+    def settle(self, reserved, usage):
+        self.settled.append((reserved, usage))
+
+
+def test_a_meter_counts_every_send_and_what_it_used(world):
+    answer = Response(body={}, usage=Usage(7, 5))
+    world.serve({"a": world.scripted([DOWN]), "b": world.scripted([DOWN, answer])}, fallback=True)
+    tally = Tally()
+    response = run(world.gateway.invoke("chat", BODY, meter=tally, job="nightly"))
+    assert tally.reserved == ["a", "b", "a", "b"]
+    assert tally.settled == [(1, None), (2, None), (3, None), (4, Usage(7, 5))]
+    assert (response.attempts, world.usage[0].attempts, world.usage[0].job) == (4, 4, "nightly")
+
+
+def test_a_meter_hears_of_a_send_that_was_cancelled(world):
+    world.serve({"a": world.scripted(["x"], latency=100.0)})
+    tally = Tally()
+
+    async def cancel_it():
+        task = asyncio.create_task(world.gateway.invoke("chat", BODY, meter=tally))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    run(cancel_it())
+    assert tally.settled == [(1, None)]
+
+
+def test_what_a_meter_refuses_is_neither_sent_nor_retried_and_holds_up_nobody(world):
+    entity, other = world.scripted(["x"]), world.scripted(["y"])
+    world.serve({"a": entity, "b": other}, rate_limits=[minute(calls=3, tokens=90)], fallback=True, concurrency=1)
+    sized = {"max_tokens": 25}
+
+    async def beyond_the_budget():
+        tally = Tally(1)
+        asked = [world.gateway.invoke("chat", {**BODY, **sized}, meter=tally) for _ in range(9)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert Counter(type(answer).__name__ for answer in answers) == {"Response": 1, "BudgetReachedError": 8}
+        assert {answer.attempts for answer in answers if isinstance(answer, Exception)} == {0}
+        await asyncio.gather(*(world.gateway.invoke("chat", {**BODY, **sized}) for _ in range(2)))
+
+    run(beyond_the_budget())
+    assert (len(entity.asked), len(other.asked), world.clock.now(), len(world.usage)) == (3, 0, 0.0, 3)
+
+
+def test_a_refused_send_leaves_no_trace_in_what_the_provider_allows(world):
+    told = [Response(body={}, hint=LimitHint(requests=Allowance(limit=9, remaining=1, reset_after=9.0))), "x"]
+    world.serve({"a": world.scripted(told)})
+
+    async def refused_in_between():
+        await world.gateway.invoke("chat", BODY)
+        with pytest.raises(errors.BudgetReachedError):
+            await world.gateway.invoke("chat", BODY, meter=Tally(0))
+        await world.gateway.invoke("chat", BODY)
+
+    run(refused_in_between())
+    assert world.clock.now() == 0.0
+
+
+def test_an_error_says_how_often_entities_were_asked(world):
+    world.serve({"a": world.scripted([DOWN])})
+    with pytest.raises(errors.ProviderUnavailableError) as failed:
+        run(world.gateway.invoke("chat", BODY, patient=False))
+    assert failed.value.attempts == 3
+
+
+def test_packed_embeddings_are_metered_and_named_after_their_job(world):
+    world.serve({"a": embedder(world)})
+    tally = Tally(1)
+    assert run(world.gateway.embed("chat", ["1", "2"], meter=tally, job="nightly")) == [[1.0], [2.0]]
+    (first, second) = run(world.gateway.embed("chat", ["1", "2"], meter=tally, job="nightly"))
+    assert isinstance(first, errors.BudgetReachedError)
+    assert first is second
+    assert [(record.job, record.rows) for record in world.usage] == [("nightly", 2)]
+
+
+def test_the_appetite_is_what_entities_with_traffic_take_at_once(world):
+    world.serve({name: world.scripted(["x"]) for name in "abc"}, [50, 50, 0], concurrency=8)
+    assert world.gateway.appetite("chat") == 16
+    world.serve({"a": world.scripted([errors.ProviderRateLimitError("busy", retry_after=1.0)])}, concurrency=8)
+    with pytest.raises(errors.ProviderRateLimitError):
+        run(world.gateway.invoke("chat", BODY, patient=False))
+    assert world.gateway.appetite("chat") == 4
+    world.serve({"a": Double()})
+    assert world.gateway.appetite("chat") == 1
+
+
+def told(*, calls):
+    return Response(body={}, hint=LimitHint(requests=Allowance(limit=9, remaining=calls, reset_after=2.5)))
+
+
+@pytest.mark.parametrize(
+    ("script", "declared", "phrase"),
+    [
+        (["x"], [minute(calls=9, key="user"), minute(calls=2)], "paced by 2 calls/min on `chat`"),
+        (["x"], [minute(tokens=40_000)], "paced by 40,000 tokens/min on `chat`"),
+        (["x"], [minute(calls=1, key="user")], "paced by 1 calls/min on `chat` for each user"),
+        ([told(calls=0)], [], "the provider of `a` allows no call for 3 s"),
+        ([errors.ProviderRateLimitError("busy", retry_after=1.5), "x"], [], "cooling down after 429 for 2 s"),
+        ([errors.ProviderUnavailableError("down", retry_after=7.0), "x"], [], "cooling down after 503 for 7 s"),
+        (["slow"], [], "4 calls in flight"),
+    ],
+)
+def test_what_calls_wait_for_is_said_in_words(world, script, declared, phrase):
+    latency = 50.0 if script == ["slow"] else 0.0
+    world.serve({"a": world.scripted(script, latency=latency)}, rate_limits=declared, concurrency=4)
+    body = {"prompt": "word" * 15_000}
+
+    async def look():
+        assert world.gateway.waiting("chat") is None
+        tasks = [asyncio.create_task(world.gateway.invoke("chat", body, caller="ann")) for _ in range(6)]
+        await world.clock.advance(0.0)
+        said = world.gateway.waiting("chat")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return said, world.gateway.waiting("chat")
+
+    world.clock._automatic = False
+    assert run(look()) == (phrase, None)
+
+
 def embedder(world, *, bad=(), too_large=99):
     def script(body):
         if len(body["input"]) > too_large:

@@ -1,6 +1,7 @@
 """The workspace's database: several threads and processes, transactions, and the usage in it."""
 
 import logging
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ import threading
 import pytest
 
 from aiquery_serving.errors import WorkspaceError
-from aiquery_serving.store import Store
+from aiquery_serving.store import MIGRATIONS, Store
 from aiquery_serving.usage import Invocation, UsageLog
 
 
@@ -179,6 +180,26 @@ def test_totals_may_begin_at_a_time(usage):
     assert usage.totals("nobody", since_ms=0) == []
 
 
+def test_totals_and_rows_may_be_those_of_a_job(usage):
+    for started_ms, job in [(1, ""), (2, "nightly"), (3, "nightly"), (4, "weekly")]:
+        usage.record(call(started_ms=started_ms, job=job))
+    assert [total["calls"] for total in usage.totals(job="nightly")] == [2]
+    assert [total["calls"] for total in usage.totals(job="")] == [1]
+    assert usage.rows(job="weekly") == [("e", "m", 1, 4, 2.0, 3, 4, 5, "ok", 1, "me", "weekly")]
+    assert [row[3] for row in usage.rows(since_ms=2, job="nightly")] == [2, 3]
+    assert (len(usage.rows()), usage.rows(endpoint="nobody")) == (4, [])
+
+
+def test_a_workspace_from_before_jobs_keeps_its_usage(tmp_path):
+    old = sqlite3.connect(tmp_path / "workspace.db")
+    old.executescript(MIGRATIONS[0] + "INSERT INTO usage VALUES ('e', 'm', 1, 1, 2.0, 3, 4, 5, 'ok', 1, 'me');")
+    old.execute("PRAGMA user_version = 1")
+    old.close()
+    store = Store(tmp_path)
+    assert [row[-1] for row in UsageLog(store).rows()] == [""]
+    store.close()
+
+
 def test_the_usage_of_two_processes_adds_up(tmp_path):
     stores = [Store(tmp_path), Store(tmp_path)]
     logs = [UsageLog(store) for store in stores]
@@ -258,11 +279,12 @@ def test_usage_that_cannot_be_written_is_counted_warned_of_once_and_written_late
     with store.write() as connection:
         connection.execute("CREATE TRIGGER full BEFORE INSERT ON usage BEGIN SELECT RAISE(FAIL, 'no room'); END")
     with caplog.at_level(logging.WARNING, "aiquery.usage"):
-        for _ in range(5):
-            usage.record(call())
+        for job in "aaabb":
+            usage.record(call(job=job))
             usage.flush()
     assert caplog.text.count("only counted in memory") == 1
-    assert usage.totals()[0]["calls"] == 5
+    assert [usage.totals(job=job)[0]["calls"] for job in (None, "a", "b")] == [5, 3, 2]
+    assert [row[-1] for row in usage.rows()] == ["b", "b"]
     with store.write() as connection:
         connection.execute("DROP TRIGGER full")
     usage.flush()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aiquery_serving.endpoint import RateLimit
 from aiquery_serving.errors import InvalidRequestError
-from aiquery_serving.limits import LearnedLimit, Limits, RollingLimit
+from aiquery_serving.limits import LearnedLimit, Limits, RollingLimit, refusal
 from aiquery_serving.messages import Allowance
 
 # Evenly spread gaps almost never put a burst right after a renewal; these do.
@@ -92,6 +92,18 @@ def test_an_answer_after_the_period_corrects_nothing():
     assert limit.wait(71, 1) == 59
 
 
+def test_a_call_that_was_not_sent_leaves_no_trace():
+    limits = Limits([minute(calls=1, tokens=9)])
+    reservation = limits.take("", 0.0, 9)
+    assert limits.wait("", 1.0, 9) == 59.0
+    reservation.undo()
+    assert limits.wait("", 1.0, 9) == 0.0
+    late = limits.take("", 1.0, 9)
+    limits.take("", 62.0, 9)
+    late.undo()
+    assert limits.wait("", 62.0, 1) == 60.0
+
+
 def test_a_call_larger_than_the_limit_has_no_wait_that_helps():
     assert RollingLimit(tokens=10, period=60).wait(0, 11) == math.inf
 
@@ -132,6 +144,7 @@ def calls_until_refused(limits, caller, now=0.0, tokens=0):
         ([minute(calls=9, key="user"), minute(calls=2, key="user", principal="ann")], 2, 9),
         ([minute(calls=4, key="service_principal", principal="bob")], 100, 4),
         ([minute(tokens=12, key="user")], 6, 6),
+        ([minute(calls=7), minute(calls=5), minute(tokens=6)], 3, 0),
         ([], 100, 100),
     ],
 )
@@ -166,7 +179,7 @@ def test_callers_are_forgotten_after_their_period():
 def test_a_refusal_says_which_limit_and_for_how_long(rule, text):
     limits = Limits([minute(**rule)])
     limits.take("ann", 10.0, 3)
-    error = limits.refusal("chat", "ann", 25.0, 3)
+    error = refusal("chat", limits.strictest("ann", 25.0, 3))
     assert str(error) == f"User defined rate limit(s) exceeded for 'chat'. {text}"
     assert error.retry_after == 45.0
 
@@ -292,6 +305,15 @@ def test_what_is_left_is_shared_with_what_is_still_in_flight():
     assert [learned.sent(0.0) and learned.wait(0.0) for _ in range(2)] == [0.0, 8.0]
     learned.observe(Allowance(remaining=4), 1.0, in_flight=2)
     assert learned.wait(1.0) == 0.0
+
+
+def test_a_call_that_was_not_sent_teaches_nothing():
+    learned = LearnedLimit()
+    learned.observe(Allowance(limit=2, remaining=1, reset_after=8.0), 0.0, in_flight=0)
+    entry = learned.sent(0.0)
+    assert learned.wait(0.0) == 8.0
+    learned.unsent(entry)
+    assert learned.wait(0.0) == 0.0
 
 
 def test_tokens_are_corrected_by_what_an_answer_used():

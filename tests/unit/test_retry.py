@@ -46,6 +46,8 @@ def test_a_budget_without_end_does_not_overflow():
         (errors.ProviderResponseError("cut"), False, True, False),
         (errors.ModelError("raised"), False, False, False),
         (errors.InvalidRequestError("wrong"), False, False, False),
+        (errors.JobStoppedError("cancelled"), False, False, False),
+        (errors.BudgetReachedError("spent"), False, False, False),
     ],
 )
 def test_each_error_has_its_treatment(error, retried, falls_back, is_terminal):

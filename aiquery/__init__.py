@@ -14,17 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiquery.client import Workspace, register
+    from aiquery.session import Session, connect
     from aiquery_serving.errors import AiQueryError
     from aiquery_udfs.errors import AiFunctionError
 
-__all__ = ["AiFunctionError", "AiQueryError", "Workspace", "__version__", "register"]
+__all__ = ["AiFunctionError", "AiQueryError", "Session", "Workspace", "__version__", "connect", "register"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AiFunctionError": "aiquery_udfs.errors",
     "AiQueryError": "aiquery_serving.errors",
+    "Session": "aiquery.session",
     "Workspace": "aiquery.client",
+    "connect": "aiquery.session",
     "register": "aiquery.client",
 }
 

@@ -5,21 +5,27 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from aiquery_serving.clock import SystemClock
-from aiquery_serving.endpoint import ServedEntity
+from aiquery_serving.endpoint import EndpointRecord, ServedEntity
 from aiquery_serving.entities.external import HttpTransport, load_external
 from aiquery_serving.entities.pyfunc import load_pyfunc
 from aiquery_serving.gateway import Gateway
+from aiquery_serving.job_log import JobLog
+from aiquery_serving.leases import Leases
+from aiquery_serving.ledger import Ledger
 from aiquery_serving.messages import Entity, Json
 from aiquery_serving.models import Models, default_uris
+from aiquery_serving.prices import Prices
 from aiquery_serving.registry import Registry
 from aiquery_serving.secrets import Secrets
 from aiquery_serving.store import Store
 from aiquery_serving.usage import UsageLog
-from aiquery_udfs.execution import Execution, engine_thread
+from aiquery_udfs.engine_thread import engine_thread
+from aiquery_udfs.execution import Execution
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,14 +57,16 @@ class Workspace:
         self._store = Store(self.path)
         self.secrets = Secrets(self._store, key=None)
         self._usage = UsageLog(self._store)
+        self.job_log = JobLog(self._store)
         self.models = Models(*default_uris(self.path))
         self._transport = HttpTransport()
         clock = SystemClock()
         self._registry = Registry(
             self._store, self.secrets, load=self._load, check=self._check, creator=self.user, clock=clock
         )  # fmt: skip
-        self._gateway = Gateway(self._registry, clock=clock, usage=self._usage.record)
-        self.execution = Execution(self._gateway, caller=self.user)
+        leases = Leases(self.path, clock) if self.path else None
+        self.gateway = Gateway(self._registry, clock=clock, usage=self._usage.record, leases=leases)
+        self.execution = Execution(self.gateway, ledger=lambda: self.ledger, caller=self.user)
 
     def __repr__(self) -> str:
         return f"Workspace({str(self.path) if self.path else ':memory:'!r})"
@@ -73,6 +81,25 @@ class Workspace:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """What was answered before, for jobs and for sessions that reuse it; encrypted where it is a file.
+
+        Raises:
+            SecretError: The workspace's key cannot be read.
+        """
+        key = self.secrets.derived_key(b"ledger") if self.path else None
+        return Ledger(self.path, cipher_key=key)
+
+    @cached_property
+    def prices(self) -> Prices:
+        """What calls cost: the shipped list prices, and those of the workspace's `prices.toml`.
+
+        Raises:
+            ConfigurationError: The file cannot be read; the message says where.
+        """
+        return Prices.load(self.path)
 
     @property
     def tracking_uri(self) -> str:
@@ -146,6 +173,10 @@ class Workspace:
         endpoints: list[Json] = self._registry.list()["endpoints"]
         return endpoints
 
+    def endpoint_records(self) -> dict[str, EndpointRecord]:
+        """Return all that was declared of every endpoint, by name: the REST form leaves rate limits out."""
+        return self._registry.records()
+
     def update_endpoint_config(self, name: str, config: Mapping[str, Any]) -> Json:
         """Replace what an endpoint serves; the old config serves until the new one has loaded.
 
@@ -197,12 +228,16 @@ class Workspace:
             AiQueryError: The endpoint is unknown or not ready, or did not answer.
         """
         self._registry.serving(name, wait=FIRST_DEPLOYMENT_SECONDS)
-        call = self._gateway.query(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
+        call = self.gateway.query(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
         return engine_thread.run(call)
 
     def usage(self) -> list[Json]:
         """Return calls, rows, errors, tokens and latency per endpoint and served entity."""
         return self._usage.totals()
+
+    def invocations(self) -> list[tuple[Any, ...]]:
+        """Return every invocation, as the fields of `usage.Invocation`."""
+        return self._usage.rows()
 
     def watch(self, watcher: Callable[[Any], None]) -> Callable[[], None]:
         """Call a function with every invocation that is recorded; returns what ends this."""
@@ -212,7 +247,10 @@ class Workspace:
         """Write what is still to be written and give connections back."""
         self._registry.close()
         engine_thread.run(self._transport.close())
+        engine_thread.run(self.gateway.close())
         self._usage.close()
+        if "ledger" in self.__dict__:
+            self.ledger.close()
         self._store.close()
 
     def _check(self, entity: ServedEntity) -> None:
@@ -227,7 +265,7 @@ class Workspace:
         return load_pyfunc(path, name=entity.name, environment=environment)
 
 
-def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
+def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, look_ahead: bool = False) -> None:
     """Make `ai_query` available on a DuckDB connection and its cursors.
 
     Also `ai_served_entity(endpoint, request)`: which served entity of a traffic split answers a row. Nothing is
@@ -236,10 +274,12 @@ def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> Non
     Args:
         connection: Any connection of DuckDB 2.x.
         workspace: Where the endpoints are.
+        look_ahead: Keep an endpoint busy over the whole of a query, not 2,048 rows at a time: the part of a
+            statement that yields its rows is run beside it to see what it will ask. Turns DuckDB's query log on.
     """
     from aiquery_udfs import duckdb_engine
 
-    duckdb_engine.register(connection, workspace.execution)
+    duckdb_engine.register(connection, workspace.execution, look_ahead=look_ahead)
 
 
 def _wrapped(field: str, value: Any) -> Any:

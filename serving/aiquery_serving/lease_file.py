@@ -7,7 +7,6 @@ waits for its lock here.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from typing import Any
 
 from aiquery_serving.errors import WorkspaceError
 from aiquery_serving.shares import Demand, Grant
+from aiquery_serving.store import create_private
 
 #: The schema's version; another one's file is left alone.
 VERSION = 1
@@ -111,7 +111,7 @@ class LeaseFile:
 
     def _open(self, now_ms: int) -> sqlite3.Connection:
         # It names callers, so it is for its owner alone, as the workspace is.
-        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+        create_private(self.path)
         connection = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
         try:
             self._prepare(connection, now_ms)

@@ -16,6 +16,7 @@ import orjson
 
 from aiquery_serving.clock import SystemClock
 from aiquery_serving.errors import LedgerError
+from aiquery_serving.key_index import KeyIndex
 from aiquery_serving.ledger_export import write_lines, write_parquet
 from aiquery_serving.ledger_file import (
     INSERT,
@@ -239,7 +240,7 @@ class _Reader:
         self.file = file
         self.damaged: set[int] = set()
         self._seal = seal
-        self._ids: dict[bytes, int] = {}
+        self._ids = KeyIndex()
         self._seen = 0
         self._edition = b""
 
@@ -248,8 +249,7 @@ class _Reader:
             if connection is None:
                 return {}
             self._catch_up(connection)
-            wanted = ((key, self._ids[key]) for key in keys if key in self._ids)
-            found = ((key, self._entry(connection, row_id)) for key, row_id in wanted)
+            found = ((key, self._entry(connection, row_id)) for key, row_id in self._ids.find(list(keys)).items())
             return {key: entry for key, entry in found if entry and entry.key == key}
 
     def entries(self) -> Iterator[list[Entry]]:
@@ -276,15 +276,15 @@ class _Reader:
     def _catch_up(self, connection: sqlite3.Connection) -> None:
         (edition,) = connection.execute("SELECT edition FROM ledger").fetchone()
         if edition != self._edition:  # rows went, or it is another file
-            self._ids, self._seen, self._edition = {}, 0, edition
+            self._ids, self._seen, self._edition = KeyIndex(), 0, edition
         with damage_passed_over():
-            self._ids.update(connection.execute(f"SELECT key, id{_NEW_ROWS}", (self._seen,)))
+            self._ids.add(connection.execute(f"SELECT key, id{_NEW_ROWS}", (self._seen,)))
             self._seen = number(connection, _LAST)
             return
         ids = [row_id for (row_id,) in connection.execute(f"SELECT id{_NEW_ROWS}", (self._seen,))]
         for self._seen in ids:
             if entry := self._entry(connection, self._seen):
-                self._ids[entry.key] = self._seen
+                self._ids.add([(entry.key, self._seen)])
 
     def _entry(self, connection: sqlite3.Connection, row_id: int) -> Entry | None:
         row = None

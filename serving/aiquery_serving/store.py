@@ -182,8 +182,7 @@ class Store:
 
     def _open(self) -> sqlite3.Connection:
         if self.path:
-            # SQLite gives its own files beside it (-wal, -shm) the mode of this one.
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            create_private(self.path)
         connection = sqlite3.connect(
             self.path or MEMORY,
             timeout=BUSY_SECONDS,
@@ -245,6 +244,15 @@ class Store:
         if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
             template = _CLOSED
         return template.format(path=self.path or MEMORY, folder=self.folder, reason=error)
+
+
+def create_private(path: Path) -> None:
+    """Make an empty file that only its owner can read, where there is none; SQLite's own beside it take its mode.
+
+    One that is there is not touched: closing it would give up the locks that this process has on it.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _statements(scripts: Sequence[str]) -> Iterator[str]:

@@ -12,13 +12,9 @@ moment is swallowed and the call is left for execution, hence `answer` refuses t
 from __future__ import annotations
 
 import itertools
-import math
-import signal
-import threading
-import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -26,115 +22,73 @@ import duckdb
 import pyarrow as pa
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from aiquery_serving.errors import CancelledCallError
-from aiquery_udfs import rows
+from aiquery_udfs import connections, rows
+from aiquery_udfs.connections import Chunk, Connection, Recorder
 from aiquery_udfs.errors import PlanTimeError
 from aiquery_udfs.planning import planning, task_loop
+from aiquery_udfs.previews import check_preview, watch_previews
+from aiquery_udfs.shadow import Follower
 from aiquery_udfs.statements import Statements
 
 if TYPE_CHECKING:
-    from types import FrameType
-
-    from aiquery_udfs.execution import Cancelled, Execution
+    from aiquery_udfs.execution import Execution
 
 _ARGUMENTS: Final = (
-    "{connection}::BIGINT, concat(endpoint), concat(returnType), concat(failOnError), typeof(request), "
-    "concat(to_json(modelParameters)), concat(responseFormat), typeof(files)"
+    "{connection}::BIGINT, concat(endpoint), concat(returnType), concat(failOnError), typeof(coalesce(request, NULL)), "
+    "concat(to_json(modelParameters)), concat(responseFormat), typeof(coalesce(files, NULL))"
 )
-_AI_QUERY: Final = """
-CREATE OR REPLACE TEMP MACRO ai_query(
+_PARAMETERS: Final = """
     endpoint, request, returnType := NULL, failOnError := true,
     modelParameters := NULL, responseFormat := NULL, files := NULL
-) AS cast_to_type(
-    struct_extract(
-        {name}_answer({connection}::BIGINT, txid_current()::BIGINT, {name}_call({arguments}), request, files,
-                      CASE WHEN {name}_split(concat(endpoint)) THEN hash(request) END),
-        {name}_family({arguments})),
-    from_json('null', {name}_structure({arguments})))
 """
+_ASKED: Final = """
+    {connection}::BIGINT, txid_current()::BIGINT, {name}_call({arguments}), request, files,
+    CASE WHEN {name}_split(concat(endpoint)) THEN hash(request) END
+"""
+_AI_QUERY: Final = (
+    "CREATE OR REPLACE TEMP MACRO {macro}(" + _PARAMETERS + ") AS cast_to_type("
+    "struct_extract({name}_answer(" + _ASKED + "), {name}_family({arguments})),"
+    "from_json('null', {name}_structure({arguments})))"
+)
+_AI_ERROR: Final = "CREATE OR REPLACE TEMP MACRO {macro}(" + _PARAMETERS + ") AS {name}_error(" + _ASKED + ")"
 _AI_SERVED_ENTITY: Final = """
-CREATE OR REPLACE TEMP MACRO ai_served_entity(endpoint, request) AS
+CREATE OR REPLACE TEMP MACRO {macro}(endpoint, request) AS
     {name}_served({connection}::BIGINT, txid_current()::BIGINT, concat(endpoint), request, hash(request))
 """
+_MACROS: Final = {"ai_query": _AI_QUERY, "ai_error": _AI_ERROR, "ai_served_entity": _AI_SERVED_ENTITY}
 
 T = TypeVar("T")
 
-#: How long after a failure chunks of the same statement may still begin, before DuckDB knows of it.
-FAILURE_SECONDS: Final = 0.5
+#: A macro knows its connection and, in a shadow, which call of the statement it is: one number holds both.
+_SITES: Final = 1 << 32
+#: What `sql_text.numbered` calls them.
+_SITE: Final = "__aiquery_site_"
 _numbers = itertools.count(1)
-
-
-@dataclass(eq=False)
-class _Connection:
-    """What we know of one DuckDB connection: which it is, and how often its statement was stopped."""
-
-    number: int
-    engine: _Engine
-    stops: int = 0
-    interrupted: float = -math.inf
-    failed: tuple[int, float] | None = None
-
-    def interrupt(self) -> None:
-        """Stop whatever the connection's statement waits for."""
-        self.stops += 1
-        self.interrupted = time.monotonic()
-
-    def binding(self) -> Cancelled:
-        """Return what says whether the binding of a statement was interrupted.
-
-        DuckDB tries a binding that failed once more, so an interrupt holds for a moment.
-        """
-        before = self.stops
-        return lambda: self.stops != before or time.monotonic() < self.interrupted + FAILURE_SECONDS
-
-    def begin(self, transaction: int, count: int) -> int:
-        """Let a chunk of rows begin, and return what `stops` is while nobody stopped it.
-
-        Raises:
-            CancelledCallError: Another chunk of the statement failed just now, which DuckDB has not noticed yet.
-        """
-        if count == 1:
-            # After a failure, a single row is TRY at work: the statement goes on.
-            self.failed = None
-        if self.failed is not None and self.failed[0] == transaction and time.monotonic() < self.failed[1]:
-            raise CancelledCallError("Another row of the statement failed; this one was not asked.")
-        return self.stops
-
-    def fail(self, transaction: int) -> None:
-        """Stop the chunks that DuckDB's other threads are at: it waits for them to report the error."""
-        self.stops += 1
-        self.failed = (transaction, time.monotonic() + FAILURE_SECONDS)
-
-
-_connections: Final[weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, _Connection]] = weakref.WeakKeyDictionary()
 _engines: Final[weakref.WeakValueDictionary[int, _Engine]] = weakref.WeakValueDictionary()
 
 
-def register(connection: duckdb.DuckDBPyConnection, execution: Execution) -> None:
-    """Make `ai_query` and `ai_served_entity` available on a connection and its cursors.
+def register(connection: duckdb.DuckDBPyConnection, execution: Execution, *, look_ahead: bool = False) -> Connection:
+    """Make `ai_query`, `ai_error` and `ai_served_entity` available on a connection and its cursors.
 
     Registering again replaces the workspace behind them. Nothing is written to the database file.
 
     Args:
         connection: Any DuckDB 2.x connection, of memory or of a file, read-only ones included.
         execution: What answers the requests.
+        look_ahead: Whether statements are looked ahead of (see `shadow`): turns DuckDB's query log on.
     """
-    _watch_connections()
-    _watch_interrupts()
+    connections.watch_connections()
+    connections.watch_interrupts()
+    watch_previews()
     task_loop()
     engine = _engines.get(id(execution))
     if engine is None:
         engine = _engines[id(execution)] = _Engine(execution)
-    _install(engine, connection)
-
-
-def _install(engine: _Engine, handle: duckdb.DuckDBPyConnection) -> None:
-    known = _connections.get(handle)
-    if known is None:
-        known = _connections[handle] = _Connection(next(_numbers), engine)
-    known.engine = engine
-    engine.connections[known.number] = known
-    engine.define(handle, known.number)
+    known = engine.install(connection)
+    if look_ahead:
+        connection.execute("CALL enable_logging('QueryLog')")
+    known.looks_ahead = look_ahead
+    return known
 
 
 class _Engine:
@@ -142,20 +96,47 @@ class _Engine:
 
     def __init__(self, execution: Execution) -> None:
         self.name = f"__aiquery_{next(_numbers)}"
+        self.execution = execution
         self.statements = Statements(execution)
-        self.connections: dict[int, _Connection] = {}
+        self.connections: weakref.WeakValueDictionary[int, Connection] = weakref.WeakValueDictionary()
 
-    def define(self, handle: duckdb.DuckDBPyConnection, connection: int) -> None:
+    def install(self, handle: duckdb.DuckDBPyConnection, like: Connection | None = None) -> Connection:
+        """Define the functions on a connection; a cursor wants what its parent wanted."""
+        known = connections.enroll(handle, self)
+        self.connections[known.number] = known
+        known.ahead = Follower(known, self.execution, self.statements)
+        if like is not None:
+            known.run, known.looks_ahead = like.run, like.looks_ahead
+        self._define(handle, known)
+        return known
+
+    def record(self, handle: duckdb.DuckDBPyConnection, recorder: Recorder) -> None:
+        """Let a connection only note what it would ask."""
+        known = connections.enroll(handle, self)
+        known.recorder, known.looks_ahead = recorder, False
+
+    def define_site(self, handle: duckdb.DuckDBPyConnection, site: int) -> None:
+        """Define `ai_query` once more, under a name that tells which call of a statement it is."""
+        self._macro(handle, f"{_SITE}{site}", _AI_QUERY, connections.enroll(handle, self).number, site)
+
+    def drop_site(self, handle: duckdb.DuckDBPyConnection, site: int) -> None:
+        """Forget what `define_site` defined."""
+        handle.execute(f"DROP MACRO IF EXISTS {_SITE}{site}")
+
+    def _define(self, handle: duckdb.DuckDBPyConnection, known: Connection) -> None:
         """Create the functions, where the database has not got them, and the connection's macros."""
-        known = handle.execute(
-            "SELECT count(*) FROM duckdb_functions() WHERE function_name = ?",
-            [f"{self.name}_answer"],
+        found = handle.execute(
+            "SELECT count(*) FROM duckdb_functions() WHERE function_name = ?", [f"{self.name}_answer"]
         ).fetchall()
-        if known == [(0,)]:
+        if found == [(0,)]:
             self._create_functions(handle)
-        for macro in (_AI_QUERY, _AI_SERVED_ENTITY):
-            arguments = _ARGUMENTS.format(connection=connection)
-            handle.execute(macro.format(name=self.name, connection=connection, arguments=arguments))
+        for macro, text in _MACROS.items():
+            self._macro(handle, macro, text, known.number)
+
+    def _macro(self, handle: duckdb.DuckDBPyConnection, macro: str, text: str, number: int, site: int = 0) -> None:
+        place = site * _SITES + number
+        arguments = _ARGUMENTS.format(connection=place)
+        handle.execute(text.format(macro=macro, name=self.name, connection=place, arguments=arguments))
 
     def _create_functions(self, handle: duckdb.DuckDBPyConnection) -> None:
         texts = ["VARCHAR"] * 7
@@ -172,6 +153,7 @@ class _Engine:
         native("split", self.statements.is_split, ["VARCHAR"], "BOOLEAN")
         for name, function, result in (
             ("answer", _of(6, _arrow(self.answer)), rows.ANSWER_TYPE),
+            ("error", _of(6, _arrow(self.error)), rows.ERROR_TYPE),
             ("served", _of(5, _arrow(self.served)), "VARCHAR"),
         ):
             # No parameter types: `request` may be of any type.
@@ -183,35 +165,47 @@ class _Engine:
     def _binder(self, function: Callable[..., T]) -> Callable[..., T]:
         """Let a function that binds a call stop when its connection is interrupted: a model may load for long."""
 
-        def bound(connection: int, *arguments: str) -> T:
-            return function(arguments, cancelled=self.connections[connection].binding())
+        def bound(place: int, *arguments: str) -> T:
+            return function(arguments, cancelled=self.connections[place % _SITES].binding())
 
         return bound
 
-    def answer(self, connection: int, transaction: int, *chunk: pa.Array) -> pa.Array:
+    def answer(self, place: int, transaction: int, *chunk: pa.Array) -> pa.Array:
         """Answer one chunk of rows: call, request, files, hashes."""
+        return self._asked(self.statements.answer, place, transaction, *chunk)
+
+    def error(self, place: int, transaction: int, *chunk: pa.Array) -> pa.Array:
+        """Say of one chunk of rows why they have no answer: call, request, files, hashes."""
+        return self._asked(self.statements.failures, place, transaction, *chunk)
+
+    def _asked(self, ask: Callable[..., pa.Array], place: int, transaction: int, *chunk: pa.Array) -> pa.Array:
         call, request, files, hashes = chunk
         _refuse_planning(request)
-        known = self.connections[connection]
+        site, number = divmod(place, _SITES)
+        known = self.connections[number]
+        if known.recorder is not None:
+            return known.recorder.answer(ask, site, Chunk(call[0].as_py(), request, files, hashes))
+        check_preview(known, len(request))
         before = known.begin(transaction, len(request))
+        ahead = None
+        if known.looking and not self.statements.is_custom(call[0].as_py()):
+            ahead = known.looking.meet(transaction, len(request))
         try:
-            return self.statements.answer(
-                call[0].as_py(),
-                request,
-                files,
-                hashes,
-                query=(connection, transaction),
-                cancelled=lambda: known.stops != before,
-            )
+            with nullcontext() if ahead is None else ahead.attended():
+                return ask(
+                    call[0].as_py(), request, files, hashes, query=(number, transaction),
+                    cancelled=lambda: known.stops != before, run=known.run, ahead=ahead,
+                )  # fmt: skip
         except BaseException:
             known.fail(transaction)
             raise
 
-    def served(self, connection: int, transaction: int, *chunk: pa.Array) -> pa.Array:
+    def served(self, place: int, transaction: int, *chunk: pa.Array) -> pa.Array:
         """Name the served entity of each row of a chunk: endpoint, request, hashes."""
         endpoint, request, hashes = chunk
         _refuse_planning(request)
-        return self.statements.served(endpoint[0].as_py(), request, hashes, query=(connection, transaction))
+        query = (place % _SITES, transaction)
+        return self.statements.served(endpoint[0].as_py(), request, hashes, query=query)
 
 
 def _refuse_planning(request: pa.Array) -> None:
@@ -243,51 +237,3 @@ def _of(arity: int, function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
     plain.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     return plain
-
-
-def _watch_connections() -> None:
-    """See cursors and interrupts: DuckDB gives no hook, but its connection class can be extended.
-
-    A TEMP macro does not exist on a cursor, and a running function does not learn of an interrupt.
-    """
-    kind = duckdb.DuckDBPyConnection
-    if getattr(kind.cursor, "of_aiquery", False):
-        return
-    cursor, interrupt = kind.cursor, kind.interrupt
-
-    def watched_cursor(self: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
-        handle = cursor(self)
-        known = _connections.get(self)
-        if known is not None:
-            _install(known.engine, handle)
-        return handle
-
-    def watched_interrupt(self: duckdb.DuckDBPyConnection) -> None:
-        known = _connections.get(self)
-        if known is not None:
-            known.interrupt()
-        interrupt(self)
-
-    watched_cursor.__doc__, watched_interrupt.__doc__ = cursor.__doc__, interrupt.__doc__
-    watched_cursor.of_aiquery = True  # type: ignore[attr-defined]
-    kind.cursor = kind.duplicate = watched_cursor  # type: ignore[method-assign]
-    kind.interrupt = watched_interrupt  # type: ignore[method-assign]
-
-
-def _watch_interrupts() -> None:
-    """Let Ctrl-C end the waits of every connection, then do what it did before.
-
-    Python runs signal handlers in the main thread, which may be waiting inside DuckDB for another thread.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    main = threading.current_thread() is threading.main_thread()
-    if not main or not callable(before) or getattr(before, "of_aiquery", False):
-        return
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        for known in list(_connections.values()):
-            known.interrupt()
-        before(number, frame)
-
-    interrupted.of_aiquery = True  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, interrupted)

@@ -8,6 +8,7 @@
     ├── JsonParseError                 AI_FUNCTION_JSON_PARSE_ERROR                         22000
     ├── ModelSchemaParseError          AI_FUNCTION_MODEL_SCHEMA_PARSE_ERROR                 2203G
     ├── PlanTimeError                  AI_FUNCTION_UNSUPPORTED_ERROR                        56038
+    ├── PreviewError                   AI_FUNCTION_UNSUPPORTED_ERROR                        56038
     ├── RemoteHttpFailedError          REMOTE_FUNCTION_HTTP_FAILED_ERROR                    57012
     ├── UnsupportedRequestError        AI_FUNCTION_UNSUPPORTED_REQUEST                      0A000
     ├── UnsupportedReturnTypeError     AI_FUNCTION_UNSUPPORTED_RETURN_TYPE                  0A000
@@ -170,6 +171,13 @@ class InvalidArgumentError(AiFunctionError):
 
 class PlanTimeError(AiFunctionError):
     """The engine asked for an answer while it planned a statement, when nothing may be sent."""
+
+    condition = "AI_FUNCTION_UNSUPPORTED_ERROR"
+    sqlstate = "56038"
+
+
+class PreviewError(AiFunctionError):
+    """A relation that is only shown would ask for many rows."""
 
     condition = "AI_FUNCTION_UNSUPPORTED_ERROR"
     sqlstate = "56038"

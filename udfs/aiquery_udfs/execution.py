@@ -1,131 +1,52 @@
-"""Runs requests from engine threads: one event loop, one call per distinct request, answers in order.
+"""Answers batches of requests from engine threads: what a query knows, what the ledger holds, one call for the rest.
 
-Theory of operation. An engine (DuckDB, later Polars) calls from its own threads with a batch of rows and
-waits. The requests run on the process's one event-loop thread, where a *flight* is a request on its way:
-whoever asks for the same request meanwhile waits for the same flight (single flight), and what a flight
-brought is remembered for the query that asked (the memo), because an engine may evaluate an expression
-twice for one row. A flight nobody waits for any more is cancelled, so that an interrupted query leaves
-nothing behind. The waiting thread looks at its cancel flag every 50 ms, since an engine notices an
-interrupt only when our function returns.
+Theory of operation. An engine (DuckDB, Polars) calls from its own threads with a batch of rows and waits. What a
+query has asked is remembered for as long as it runs (the memo), because an engine may evaluate an expression twice
+for one row; what the ledger holds is not asked again, where the run says so; the rest flies (see `flights`). The
+waiting thread looks at its cancel flag every 50 ms, since an engine notices an interrupt only when our function
+returns.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
-import numpy as np
-
-from aiquery_serving.errors import AiQueryError, CancelledCallError
+from aiquery_serving.content_address import content_address, fingerprint
+from aiquery_serving.errors import AiQueryError, JobStoppedError
 from aiquery_serving.gateway import Gateway
-from aiquery_serving.messages import EMBEDDINGS
+from aiquery_serving.ledger import Entry, Ledger
+from aiquery_serving.registry import Serving
 from aiquery_serving.traffic import choose
-from aiquery_udfs.arguments import BoundCall, answer_text
+from aiquery_udfs.arguments import BoundCall
+from aiquery_udfs.engine_thread import Cancelled, engine_thread
+from aiquery_udfs.flights import Flight, Flights, Request, found_answer, stops_run
 from aiquery_udfs.memo import Answer, Memo, QueryId
+from aiquery_udfs.runs import Run, brought
 
-#: How often a waiting engine thread looks at its cancel flag, in seconds.
-SLICE: Final = 0.05
-#: Inputs packed into one embeddings request (contract A.10).
-EMBEDDING_PACK: Final = 40
-
-T = TypeVar("T")
-#: Says whether the caller does not want the answers any more.
-Cancelled: TypeAlias = Callable[[], bool]
-
-
-def never() -> bool:
-    """Want the answers, however long they take."""
-    return False
-
-
-class EngineThread:
-    """The event loop on which every request of this process runs; started at first use."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._pid = 0
-
-    def loop(self) -> asyncio.AbstractEventLoop:
-        """Return the running loop, starting its thread when there is none (or after a fork)."""
-        with self._lock:
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = _new_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="aiquery-engine", daemon=True).start()
-            return self._loop
-
-    def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Start a coroutine on the loop, from any other thread."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop())
-
-    def run(self, work: Coroutine[Any, Any, T], cancelled: Cancelled | None = None) -> T:
-        """Wait for a coroutine in slices, so that `cancelled` and Ctrl-C end the wait.
-
-        Raises:
-            CancelledCallError: `cancelled` said so; the coroutine was cancelled too.
-        """
-        future = self.submit(work)
-        try:
-            while True:
-                try:
-                    return future.result(SLICE)
-                except FutureTimeoutError:
-                    if future.done():
-                        raise
-                if cancelled is not None and cancelled():
-                    msg = "The query was interrupted; requests that were under way are cancelled."
-                    raise CancelledCallError(msg)
-        except BaseException:
-            future.cancel()
-            raise
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """Return uvloop's loop where there is one (not on Windows): it carries a fifth more requests."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
-
-
-#: The one engine thread of the process, shared by every workspace and connection.
-engine_thread: Final = EngineThread()
-
-
-class Request(NamedTuple):
-    """One request of a row: its REST body, and the key by which it draws its served entity."""
-
-    body: Mapping[str, Any]
-    route_key: bytes
-
-
-@dataclass(slots=True, eq=False)
-class _Flight:
-    """A request on its way: its future, and how many batches wait for it."""
-
-    future: asyncio.Future[Answer]
-    waiters: int = 0
-
-
+#: Bytes of answers that a query keeps at hand when all are in the ledger as well.
+RECORDED_BYTES: Final = 48 * 1024 * 1024
 _MISSING: Final = object()
 
 
 class Execution:
-    """Answers batches of requests for the engines of one workspace."""
+    """Answers batches of requests for the engines of one workspace.
 
-    def __init__(self, gateway: Gateway, *, caller: str = "") -> None:
+    Args:
+        gateway: What answers requests.
+        ledger: Opens where runs that want it keep answers; called at the first such run.
+        caller: Whom rate limits and usage count.
+    """
+
+    def __init__(self, gateway: Gateway, *, ledger: Callable[[], Ledger], caller: str = "") -> None:
         self.gateway = gateway
         self.caller = caller
         self.memo = Memo()
-        self._flights: dict[bytes, _Flight] = {}
+        self.flights = Flights(gateway, ledger, caller)
+        self._ledger = ledger
+        self._fingerprints: dict[str, tuple[Serving, list[bytes]]] = {}
 
     def answer(
         self,
@@ -134,6 +55,7 @@ class Execution:
         *,
         query: QueryId,
         cancelled: Cancelled | None = None,
+        run: Run | None = None,
     ) -> dict[bytes, Answer]:
         """Answer distinct requests, each at most once per query.
 
@@ -142,150 +64,132 @@ class Execution:
             requests: Requests by their identity.
             query: The statement that asks.
             cancelled: Looked at every 50 ms.
+            run: What the query asked for beside its SQL.
 
         Returns:
             The answers by identity; an error stands in the place of the answer it prevented.
 
         Raises:
             CancelledCallError: The query was interrupted.
-            AiQueryError: The first error, when `call.fail_on_error`.
+            AiQueryError: The first error, when `call.fail_on_error`, or one that stops the run.
         """
-        return engine_thread.run(self._answer(call, requests, query), cancelled)
+        return engine_thread.run(self._answer(call, requests, query, run), cancelled)
 
-    async def _answer(self, call: BoundCall, requests: Mapping[bytes, Request], query: QueryId) -> dict[bytes, Answer]:
-        answers: dict[bytes, Answer] = {}
-        missing: dict[bytes, Request] = {}
-        for key, request in requests.items():
-            known = self.memo.get(query, key, _MISSING)
-            if known is _MISSING:
-                missing[key] = request
-            else:
-                answers[key] = known
-        flights = self._board(call, missing)
+    def remembered(self, requests: Mapping[bytes, Request], query: QueryId) -> dict[bytes, Answer]:
+        """Return what a query has asked before; any thread but the engine's."""
+
+        async def look() -> dict[bytes, Answer]:
+            return self.known(requests, query)
+
+        return engine_thread.run(look())
+
+    async def _answer(
+        self, call: BoundCall, requests: Mapping[bytes, Request], query: QueryId, run: Run | None
+    ) -> dict[bytes, Answer]:
+        answers = self.known(requests, query)
+        missing = {key: request for key, request in requests.items() if key not in answers}
+        addresses = self.addresses(call, missing, run)
+        if addresses:
+            found = await self.recorded(addresses, run)
+            self.found(query, found, run)
+            # A look-ahead may have asked meanwhile.
+            answers |= found | self.known(missing, query)
+            missing = {key: request for key, request in missing.items() if key not in answers}
+        ends = _ends(call, run)
+        _check(answers, ends)
+        flights = self.flights.board(call, missing, addresses, run)
         try:
-            await _land([flight.future for flight in flights.values()], call.fail_on_error)
+            await _land([flight.future for flight in flights.values()], ends)
             answers |= {key: flight.future.result() for key, flight in flights.items()}
         finally:
-            self._remember(query, flights)
-            self._leave(flights)
+            self.landed(query, flights, run)
         return answers
 
-    def _remember(self, query: QueryId, flights: Mapping[bytes, _Flight]) -> None:
+    def known(self, requests: Mapping[bytes, Request], query: QueryId) -> dict[bytes, Answer]:
+        """Return what the query has asked before. On the engine thread, as all below."""
+        known = ((key, self.memo.get(query, key, _MISSING)) for key in requests)
+        return {key: answer for key, answer in known if answer is not _MISSING}
+
+    def addresses(
+        self, call: BoundCall, requests: Mapping[bytes, Request], run: Run | None
+    ) -> dict[bytes, bytes]:  # fmt: skip
+        """Return where the ledger keeps each request's answer; nothing for a run without a ledger."""
+        if run is None or run.reuse is None or not requests:
+            return {}
+        serving = self.gateway.serving(call.endpoint)
+        known = self._fingerprints.get(call.endpoint)
+        if known is None or known[0] is not serving:
+            served = {one.name: fingerprint(one) for one in serving.config.served_entities}
+            prints = [served[route.served_entity_name] for route in serving.config.routes]
+            known = self._fingerprints[call.endpoint] = serving, prints
+        routes, prints = serving.config.routes, known[1]
+        return {
+            key: content_address(prints[choose(routes, request.route_key)], key) for key, request in requests.items()
+        }
+
+    async def recorded(self, addresses: Mapping[bytes, bytes], run: Run | None) -> dict[bytes, Answer]:
+        """Return what the ledger holds of some requests, by their identity."""
+        reuse = run.reuse if run is not None else None
+        if reuse is None or not addresses:
+            return {}
+        since = None if reuse.max_age_s is None else int((time.time() - reuse.max_age_s) * 1000)
+        found = await asyncio.to_thread(self._find, list(addresses.values()), since)
+        entries = ((key, found.get(address)) for key, address in addresses.items())
+        return {
+            key: found_answer(entry)
+            for key, entry in entries
+            if entry is not None and not (entry.failure is not None and reuse.retry_failed)
+        }
+
+    def _find(self, addresses: Sequence[bytes], since_ms: int | None) -> dict[bytes, Entry]:
+        return self._ledger().find(addresses, since_ms=since_ms)
+
+    def remember(self, query: QueryId, answers: Mapping[bytes, Answer], run: Run | None) -> None:
+        """Keep answers for the rest of their query; not for long where the ledger has them."""
+        most = RECORDED_BYTES if run is not None and run.reuse is not None else None
+        for key, answer in answers.items():
+            self.memo.put(query, key, answer, most=most)
+
+    def landed(self, query: QueryId, flights: Mapping[bytes, Flight], run: Run | None) -> None:
         """Keep what has landed, also when another row failed: the query may go on (TRY), and it was paid for."""
-        for key, flight in flights.items():
-            future = flight.future
-            if future.done() and not future.cancelled() and future.exception() is None:
-                self.memo.put(query, key, future.result())
+        answers = {key: flight.future.result() for key, flight in flights.items() if brought(flight.future)}
+        answers = {key: answer for key, answer in answers.items() if not isinstance(answer, JobStoppedError)}
+        if run is not None:
+            joined = [key for key in answers if flights[key].run is not run]
+            fresh = [answers[key] for key in joined if self.memo.get(query, key, _MISSING) is _MISSING]
+            run.tally.count(fresh)
+        self.remember(query, answers, run)
+        self.flights.leave(flights)
 
-    def _board(self, call: BoundCall, requests: Mapping[bytes, Request]) -> dict[bytes, _Flight]:
-        """Join the flights that are under way and start the others."""
-        flights: dict[bytes, _Flight] = {}
-        fresh: list[bytes] = []
-        loop = asyncio.get_running_loop()
-        for key in requests:
-            flight = self._flights.get(key)
-            if flight is None:
-                flight = self._flights[key] = _Flight(loop.create_future())
-                fresh.append(key)
-            flight.waiters += 1
-            flights[key] = flight
-        if call.task == EMBEDDINGS:
-            for pack in self._packs(call, fresh, requests):
-                futures = [flights[key].future for key in pack]
-                _start(self._embed(call, [requests[key] for key in pack], futures), futures)
-        else:
-            for key in fresh:
-                future = flights[key].future
-                _start(self._ask(call, requests[key], future), (future,))
-        return flights
-
-    def _packs(
-        self, call: BoundCall, keys: Sequence[bytes], requests: Mapping[bytes, Request]
-    ) -> Iterator[list[bytes]]:
-        """Group requests by the served entity they draw, and cut each group into packs."""
-        routes = self.gateway.serving(call.endpoint).config.routes if keys else ()
-        groups: dict[int, list[bytes]] = {}
-        for key in keys:
-            groups.setdefault(choose(routes, requests[key].route_key), []).append(key)
-        for group in groups.values():
-            for start in range(0, len(group), EMBEDDING_PACK):
-                yield group[start : start + EMBEDDING_PACK]
-
-    def _leave(self, flights: Mapping[bytes, _Flight]) -> None:
-        for key, flight in flights.items():
-            flight.waiters -= 1
-            if flight.waiters == 0:
-                if self._flights.get(key) is flight:
-                    del self._flights[key]
-                flight.future.cancel()
-
-    async def _ask(self, call: BoundCall, request: Request, future: asyncio.Future[Answer]) -> None:
-        """Fly one chat or completions request."""
-        with _crash_into((future,)):
-            try:
-                response = await self.gateway.invoke(
-                    call.endpoint, request.body, key=request.route_key, caller=self.caller
-                )
-                _bring(future, answer_text(call.task, response.body))
-            except AiQueryError as error:
-                _bring(future, error)
-
-    async def _embed(
-        self, call: BoundCall, requests: Sequence[Request], futures: Sequence[asyncio.Future[Answer]]
-    ) -> None:
-        """Fly one packed embeddings request."""
-        params = {name: value for name, value in requests[0].body.items() if name != "input"}
-        answers: Sequence[Any]
-        with _crash_into(futures):
-            try:
-                answers = await self.gateway.embed(
-                    call.endpoint,
-                    [request.body["input"] for request in requests],
-                    params=params,
-                    key=requests[0].route_key,
-                    caller=self.caller,
-                )
-            except AiQueryError as error:
-                answers = [error] * len(requests)
-            for future, answer in zip(futures, answers, strict=True):
-                if isinstance(answer, AiQueryError):
-                    _bring(future, answer)
-                else:
-                    _bring(future, np.asarray(answer, dtype=np.float32))
+    def found(self, query: QueryId, answers: Mapping[bytes, Answer], run: Run | None) -> None:
+        """Keep what the ledger held for the rest of a query."""
+        self.remember(query, answers, run)
+        if run is not None:
+            run.tally.count(answers.values())
+            run.tally.from_ledger += len(answers)
 
 
-def _start(work: Coroutine[Any, Any, None], futures: Sequence[asyncio.Future[Answer]]) -> asyncio.Task[None]:
-    """Start the task behind some flights; it ends when nobody waits for any of them."""
-    task = asyncio.get_running_loop().create_task(work)
+def _ends(call: BoundCall, run: Run | None) -> Callable[[Answer], bool]:
+    """Return what says whether an answer ends the statement, rather than being one row's."""
+    records = run is not None and run.record_errors
 
-    # The callbacks also keep the task alive: the loop itself holds tasks only weakly.
-    def settled(_: asyncio.Future[Answer]) -> None:
-        if not task.done() and all(future.cancelled() for future in futures):
-            task.cancel()
+    def ends(answer: Answer) -> bool:
+        if not isinstance(answer, AiQueryError):
+            return False
+        stops = isinstance(answer, JobStoppedError) or (records and stops_run(answer))
+        return stops or (call.fail_on_error and not records)
 
-    for future in futures:
-        future.add_done_callback(settled)
-    return task
-
-
-def _bring(future: asyncio.Future[Answer], answer: Answer) -> None:
-    if not future.done():
-        future.set_result(answer)
+    return ends
 
 
-@contextmanager
-def _crash_into(futures: Sequence[asyncio.Future[Answer]]) -> Iterator[None]:
-    """Hand a bug to the waiting threads as it is: it must not vanish in a task."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
-        for future in futures:
-            if not future.done():
-                future.set_exception(error)
+def _check(answers: Mapping[bytes, Answer], ends: Callable[[Answer], bool]) -> None:
+    for answer in answers.values():
+        if isinstance(answer, AiQueryError) and ends(answer):
+            raise answer
 
 
-async def _land(futures: Sequence[asyncio.Future[Answer]], fail_on_error: bool) -> None:
-    """Wait until every flight has landed, or until one crashed or brought an error that counts."""
+async def _land(futures: Sequence[asyncio.Future[Answer]], ends: Callable[[Answer], bool]) -> None:
+    """Wait until every flight has landed, or until one crashed or brought an error that ends the statement."""
     pending = len(futures)
     if not pending:
         return
@@ -297,9 +201,9 @@ async def _land(futures: Sequence[asyncio.Future[Answer]], fail_on_error: bool) 
         if done.done() or future.cancelled():
             return
         error = future.exception()
-        if error is None and fail_on_error:
+        if error is None:
             answer = future.result()
-            error = answer if isinstance(answer, AiQueryError) else None
+            error = answer if isinstance(answer, AiQueryError) and ends(answer) else None
         if error is not None:
             done.set_exception(error)
         elif pending == 0:

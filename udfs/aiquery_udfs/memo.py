@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -18,6 +19,21 @@ Answer: TypeAlias = str | np.ndarray | AiQueryError | None
 QueryId: TypeAlias = tuple[int, int]
 
 
+@dataclass(slots=True)
+class _Query:
+    """What one running statement has asked, oldest first."""
+
+    transaction: int
+    answers: dict[bytes, Answer] = field(default_factory=dict)
+    bytes: int = 0
+
+    def forget_oldest(self) -> int:
+        """Forget one answer; returns its size."""
+        size = _size(self.answers.pop(next(iter(self.answers))))
+        self.bytes -= size
+        return size
+
+
 class Memo:
     """What the requests of running queries brought.
 
@@ -26,35 +42,56 @@ class Memo:
     """
 
     def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
-        self._queries: dict[int, tuple[int, dict[bytes, Answer]]] = {}
+        self._queries: dict[int, _Query] = {}
         self._bytes = 0
         self._max_bytes = max_bytes
 
     def get(self, query: QueryId, key: bytes, default: Any = None) -> Any:
         """Return the answer, or `default` when the query has not asked this yet."""
-        return self._answers(query).get(key, default)
+        known = self._query(query)
+        return default if known is None else known.answers.get(key, default)
 
-    def put(self, query: QueryId, key: bytes, answer: Answer) -> None:
-        """Remember an answer for the rest of its query."""
-        answers = self._answers(query)
-        if key in answers:
+    def put(self, query: QueryId, key: bytes, answer: Answer, *, most: int | None = None) -> None:
+        """Remember an answer for the rest of its query.
+
+        Args:
+            query: The query.
+            key: The identity of the request.
+            answer: What it brought.
+            most: Bytes that the query may hold, where it could find older answers elsewhere.
+        """
+        known = self._query(query)
+        if known is None or key in known.answers:
             return
-        answers[key] = answer
-        self._bytes += _size(answer)
+        size = _size(answer)
+        known.answers[key] = answer
+        known.bytes += size
+        self._bytes += size
+        while most is not None and known.bytes > most:
+            self._bytes -= known.forget_oldest()
         while self._bytes > self._max_bytes:
             self._shrink(query[0])
 
-    def _answers(self, query: QueryId) -> dict[bytes, Answer]:
+    def end(self, query: QueryId) -> None:
+        """Forget a query that has ended."""
+        known = self._queries.get(query[0])
+        if known is not None and known.transaction == query[1]:
+            self._forget(query[0])
+
+    def _query(self, query: QueryId) -> _Query | None:
+        """Return what is remembered of a query; None for one that another has followed: stragglers are no news."""
         connection, transaction = query
         known = self._queries.get(connection)
-        if known is None or known[0] != transaction:
+        if known is not None and transaction < known.transaction:
+            return None
+        if known is None or known.transaction != transaction:
             self._forget(connection)
-            known = self._queries[connection] = transaction, {}
-        return known[1]
+            known = self._queries[connection] = _Query(transaction)
+        return known
 
     def _forget(self, connection: int) -> None:
-        _, answers = self._queries.pop(connection, (0, {}))
-        self._bytes -= sum(map(_size, answers.values()))
+        known = self._queries.pop(connection, None)
+        self._bytes -= known.bytes if known is not None else 0
 
     def _shrink(self, connection: int) -> None:
         """Make room for a connection: at the cost of another, or of its own oldest answers."""
@@ -62,8 +99,7 @@ class Memo:
         if other is not None:
             self._forget(other)
         else:
-            _, answers = self._queries[connection]
-            self._bytes -= _size(answers.pop(next(iter(answers))))
+            self._bytes -= self._queries[connection].forget_oldest()
 
 
 def _size(answer: Answer) -> int:

@@ -16,7 +16,8 @@ from aiquery_serving.registry import Serving
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall
 from aiquery_udfs.casting import cast_arrow
-from aiquery_udfs.execution import Cancelled, Execution, engine_thread
+from aiquery_udfs.engine_thread import Cancelled, engine_thread
+from aiquery_udfs.execution import Execution
 from aiquery_udfs.memo import QueryId
 
 #: When so many rows of a batch have all failed, a model is taken to raise on the others as well.

@@ -11,6 +11,7 @@ import pyarrow as pa
 import xxhash
 
 from aiquery_serving.errors import AiQueryError, CancelledCallError, WorkspaceError
+from aiquery_serving.messages import EMBEDDINGS
 from aiquery_udfs.arguments import BoundCall
 from aiquery_udfs.casting import cast_arrow, cast_text
 from aiquery_udfs.errors import AiFunctionError, from_gateway
@@ -35,6 +36,9 @@ _FAMILIES: Final[dict[str, tuple[str, pa.DataType]]] = _PLAIN | {
     )
     for tag, (sql, arrow) in _PLAIN.items()
 }
+#: Why a row has no answer, in SQL and in Arrow.
+ERROR_TYPE: Final = "STRUCT(class VARCHAR, message VARCHAR, attempts INTEGER)"
+ERROR_ARROW: Final = pa.struct([("class", pa.string()), ("message", pa.string()), ("attempts", pa.int32())])
 #: The identity of a row's request; None for a NULL row, which is answered NULL and never sent; or why the
 #: row makes no request.
 RowKey: TypeAlias = bytes | AiFunctionError | None
@@ -129,6 +133,23 @@ def embedding_column(call: BoundCall, keys: Sequence[RowKey], answers: Mapping[b
     return answer_column(call, values, {**errors, **misfits})
 
 
+def failure_column(errors: Mapping[int, Exception], count: int) -> pa.Array:
+    """Return why each row has no answer: its error's class, text and attempts, or NULL where there is one."""
+    values: list[dict[str, Any] | None] = [None] * count
+    for row, error in errors.items():
+        said, attempts = ai_error(error), getattr(error, "attempts", 0)
+        values[row] = {"class": type(error).__name__, "message": str(said), "attempts": attempts}
+    return pa.array(values, ERROR_ARROW)
+
+
+def row_errors(call: BoundCall, keys: Sequence[RowKey], answers: Mapping[bytes, Any]) -> dict[int, Exception]:
+    """Return the errors of chat, completions and embeddings rows by their number, misfits of a type included."""
+    found, errors = _found(keys, answers)
+    if call.task == EMBEDDINGS:
+        return dict(errors)
+    return {**errors, **cast_text(found, call.return_type)[1]}
+
+
 def _found(keys: Sequence[RowKey], answers: Mapping[bytes, Any]) -> tuple[list[Any], dict[int, AiQueryError]]:
     """Return each row's answer or None, and the errors by row."""
     found = [answers[key] if isinstance(key, bytes) else key for key in keys]
@@ -158,6 +179,24 @@ def answer_column(call: BoundCall, values: pa.Array, errors: Mapping[int, Except
     tag = family(call.return_type.arrow, fail_on_error=call.fail_on_error)
     if not call.fail_on_error:
         values = _with_errors(values, errors)
+    return _only_child(values, tag)
+
+
+def without_errors(call: BoundCall, answers: pa.Array) -> pa.Array:
+    """Return the column of a call that fails on errors, made of answers that carry them: NULL where one failed."""
+    tag = family(call.return_type.arrow, fail_on_error=False)
+    values = answers.field(tag).field("result")
+    return _only_child(values, family(call.return_type.arrow, fail_on_error=True))
+
+
+def error_texts(call: BoundCall, answers: pa.Array) -> dict[int, str]:
+    """Return the error messages in a column of answers that carry them, by row."""
+    tag = family(call.return_type.arrow, fail_on_error=False)
+    texts = answers.field(tag).field("errorMessage").to_pylist()
+    return {row: text for row, text in enumerate(texts) if text is not None}
+
+
+def _only_child(values: pa.Array, tag: str) -> pa.Array:
     # Arrow's null type costs DuckDB less than empty columns of each child's own.
     nothing = pa.nulls(len(values))
     children = [values if name == tag else nothing for name in _FAMILIES]

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
 from aiquery_serving.endpoint import Kind
-from aiquery_serving.errors import AiQueryError, CancelledCallError, EndpointNotReadyError
+from aiquery_serving.errors import AiQueryError, CancelledCallError, EndpointNotReadyError, ModelError
 from aiquery_serving.messages import EMBEDDINGS, BatchEntity
 from aiquery_serving.registry import Serving
 from aiquery_serving.traffic import choose
 from aiquery_udfs import rows
 from aiquery_udfs.arguments import BoundCall, EndpointInfo, bind
+from aiquery_udfs.engine_thread import SLICE, Cancelled, never
 from aiquery_udfs.errors import InvalidArgumentError, UnsupportedRequestError
-from aiquery_udfs.execution import SLICE, Cancelled, Execution, Request, never
+from aiquery_udfs.execution import Execution
+from aiquery_udfs.flights import Request
+from aiquery_udfs.look_ahead import LookAhead
 from aiquery_udfs.memo import QueryId
 from aiquery_udfs.predictions import Predictions, is_split
 from aiquery_udfs.return_type import structure
+from aiquery_udfs.runs import Run
 
 #: How long a statement waits, while it is bound, for an endpoint whose first deployment is loading.
 FIRST_DEPLOYMENT_SECONDS: Final = 300.0
@@ -113,6 +119,8 @@ class Statements:
         *,
         query: QueryId,
         cancelled: Cancelled,
+        run: Run | None = None,
+        ahead: LookAhead | None = None,
     ) -> pa.Array:
         """Answer a chunk of rows.
 
@@ -123,6 +131,8 @@ class Statements:
             hashes: 64 bits that tell requests apart, where `is_split` was true when planned; otherwise nulls.
             query: The statement that asks.
             cancelled: Looked at every 50 ms while waiting.
+            run: What the query asked for beside its SQL.
+            ahead: What else the statement will ask for.
 
         Returns:
             A struct array of `rows.ANSWER_TYPE`, one value per row.
@@ -132,17 +142,95 @@ class Statements:
             CancelledCallError: The statement was interrupted.
         """
         call = self._calls[call_number]
-        if call.kind is Kind.CUSTOM:
-            return self._predictions.answer(call, request, hashes, query=query, cancelled=cancelled)
-        images = files if pa.types.is_binary(files.type) else None
-        keys, bodies = rows.requests(call, request, images)
-        asked = {key: Request(body, route_key) for key, (body, route_key) in bodies.items()}
+        lenient = run is not None and run.record_errors and call.fail_on_error
+        asked = replace(call, fail_on_error=False) if lenient else call
+        with run.waiting() if run is not None else nullcontext():
+            if call.kind is Kind.CUSTOM:
+                answers = self._predictions.answer(asked, request, hashes, query=query, cancelled=cancelled)
+            else:
+                answers = self._answered(asked, request, files, query=query, cancelled=cancelled, run=run, ahead=ahead)
+        if run is not None:
+            run.tally.rows += len(request)
+        return rows.without_errors(call, answers) if lenient else answers
+
+    def _answered(
+        self,
+        call: BoundCall,
+        request: pa.Array,
+        files: pa.Array,
+        *,
+        query: QueryId,
+        cancelled: Cancelled,
+        run: Run | None,
+        ahead: LookAhead | None,
+    ) -> pa.Array:
+        keys, asked = self._requests(call, request, files)
         try:
-            answers = self._execution.answer(call, asked, query=query, cancelled=cancelled)
+            answers = self._execution.answer(call, asked, query=query, cancelled=cancelled, run=run)
         except AiQueryError as error:
             raise rows.ai_error(error) from error
+        if ahead is not None:
+            ahead.used(asked)
         column = rows.embedding_column if call.task == EMBEDDINGS else rows.text_column
         return column(call, keys, answers)
+
+    def failures(
+        self,
+        call_number: int,
+        request: pa.Array,
+        files: pa.Array,
+        hashes: pa.Array,
+        *,
+        query: QueryId,
+        cancelled: Cancelled,
+        run: Run | None = None,
+        ahead: LookAhead | None = None,
+    ) -> pa.Array:
+        """Say of a chunk of rows why they have no answer, as `rows.ERROR_TYPE`; NULL for those that have one."""
+        call = replace(self._calls[call_number], fail_on_error=False)
+        if call.kind is Kind.CUSTOM:
+            answers = self._predictions.answer(call, request, hashes, query=query, cancelled=cancelled)
+            texts = rows.error_texts(call, answers)
+            return rows.failure_column({row: ModelError(text) for row, text in texts.items()}, len(request))
+        keys, asked = self._requests(call, request, files)
+        try:
+            found = self._execution.answer(call, asked, query=query, cancelled=cancelled, run=run)
+        except AiQueryError as error:
+            raise rows.ai_error(error) from error
+        if ahead is not None:
+            ahead.used(asked)
+        return rows.failure_column(rows.row_errors(call, keys, found), len(request))
+
+    def requests(self, call_number: int, request: pa.Array, files: pa.Array) -> tuple[BoundCall, dict[bytes, Request]]:
+        """Return the distinct requests of a chunk of rows; none for a custom model, which takes rows as they are."""
+        call = replace(self._calls[call_number], fail_on_error=False)
+        if call.kind is Kind.CUSTOM:
+            return call, {}
+        return call, self._requests(call, request, files)[1]
+
+    def pending(self, call_number: int, count: int) -> pa.Array:
+        """Return the column of rows whose answers are not known: NULL, so that nothing is decided by them."""
+        call = self._calls[call_number]
+        return rows.answer_column(call, pa.nulls(count, call.return_type.arrow), {})
+
+    def settled(self, call_number: int, request: pa.Array, files: pa.Array, query: QueryId) -> pa.Array | None:
+        """Return the answers of rows that the query has asked before, or None when it has not asked them all."""
+        call = self._calls[call_number]
+        keys, asked = self._requests(call, request, files)
+        answers = self._execution.remembered(asked, query)
+        column = rows.embedding_column if call.task == EMBEDDINGS else rows.text_column
+        return column(call, keys, answers) if len(answers) == len(asked) else None
+
+    def is_custom(self, call_number: int) -> bool:
+        """Say whether a call goes to a custom model, which takes batches of rows rather than requests."""
+        return self._calls[call_number].kind is Kind.CUSTOM
+
+    def _requests(
+        self, call: BoundCall, request: pa.Array, files: pa.Array
+    ) -> tuple[list[rows.RowKey], dict[bytes, Request]]:
+        images = files if pa.types.is_binary(files.type) else None
+        keys, bodies = rows.requests(call, request, images)
+        return keys, {key: Request(body, route_key) for key, (body, route_key) in bodies.items()}
 
     def served(self, endpoint: str, request: pa.Array, hashes: pa.Array, *, query: QueryId) -> pa.Array:
         """Name the served entity that answers each row in this query (a fallback may step in for it)."""

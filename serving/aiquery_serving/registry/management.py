@@ -118,6 +118,14 @@ class Registry:
         every = self._documents.all().values()
         return {"endpoints": [endpoint_item(stored.record) for stored in every]}
 
+    def records(self) -> dict[str, EndpointRecord]:
+        """Return all that was declared of every endpoint, by name: REST's own form leaves rate limits out.
+
+        Raises:
+            WorkspaceError: The workspace cannot be read.
+        """
+        return {name: stored.record for name, stored in self._documents.all().items()}
+
     def update_config(self, name: str, payload: Mapping[str, Any]) -> Json:
         """Begin to load a new config. The old one serves until the new one has loaded.
 

@@ -257,7 +257,7 @@ class Job:
             self._record,
             state="paused" if self._run.paused.is_set() else "running",
             rows=tally.rows, known=max(tally.known, tally.answered + tally.in_flight), answered=tally.answered,
-            from_ledger=tally.from_ledger, failed=tally.failed, in_flight=tally.in_flight, calls=spent.calls,
+            from_ledger=tally.from_ledger, failed=tally.failed, in_flight=self._run.in_flight, calls=spent.calls,
             prompt_tokens=spent.prompt_tokens, completion_tokens=spent.completion_tokens, cost=spent.cost,
             cost_known=spent.cost_known, endpoints=json.dumps(sorted(tally.endpoints)),
         )  # fmt: skip
@@ -301,6 +301,7 @@ def begin(
         wait: Return when it has ended.
         progress: Whether to show how far it is; by default, where somebody looks.
     """
+    workspace.ledger.prepare()
     if wait:
         job = _prepared(connection, workspace, order, execute, owns_handle=False)
         job.run(progress=progress)

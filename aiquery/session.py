@@ -63,6 +63,8 @@ def connect(
     handle = duckdb.connect(os.fspath(database), read_only=read_only, config=config or {})
     opened = workspace if workspace is not None else Workspace()
     run = Run(reuse=Reuse(max_age_s=max_age) if cache == "reuse" else None, meter=Meter(prices=opened.prices))
+    if run.reuse is not None:
+        opened.ledger.prepare()
     return Session(handle, opened, run, look_ahead=look_ahead, owns=workspace is None, progress=progress)
 
 

@@ -62,7 +62,7 @@ def read(run: Run, gateway: Gateway, now: float) -> Reading:
         answered=tally.answered,
         from_ledger=tally.from_ledger,
         failed=tally.failed,
-        in_flight=tally.in_flight,
+        in_flight=run.in_flight,
         tokens=spent.prompt_tokens + spent.completion_tokens if spent else 0,
         cost=spent.cost if spent else 0.0,
         cost_known=spent.cost_known if spent else True,

@@ -141,11 +141,13 @@ class Ticket:
         if any(more):
             self._meter.take(more)
             self._held = self._held.plus(more)
+        self._meter.in_flight += 1
         return worst
 
     def settle(self, reserved: object, usage: Usage | None) -> None:
         """Count what a send used: a failed one its call and no tokens."""
         if isinstance(reserved, Worst):
+            self._meter.in_flight -= 1
             used = self._meter.charge(reserved, usage)
             left = self._held.minus(used)
             self._meter.free(self._held.minus(left), used)
@@ -189,6 +191,8 @@ class Meter:
         self._line: deque[tuple[asyncio.Future[None], Amount]] = deque()
         self._largest = 0
         self.spent = Spent()
+        #: Sends that are being answered now; any thread may read it.
+        self.in_flight = 0
 
     @asynccontextmanager
     async def enter(

@@ -18,21 +18,8 @@ from aiquery_serving.clock import SystemClock
 from aiquery_serving.errors import LedgerError
 from aiquery_serving.key_index import KeyIndex
 from aiquery_serving.ledger_export import write_lines, write_parquet
-from aiquery_serving.ledger_file import (
-    INSERT,
-    PAUSE_SECONDS,
-    SELECT,
-    Checksum,
-    Cipher,
-    Entry,
-    Failure,
-    LedgerFile,
-    Seal,
-    damage_passed_over,
-    number,
-    to_entry,
-    to_row,
-)
+from aiquery_serving.ledger_file import PAUSE_SECONDS, SELECT, LedgerFile, damage_passed_over, insert, number
+from aiquery_serving.ledger_rows import Checksum, Cipher, Entry, Failure, Seal, to_entry, to_row
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -205,6 +192,14 @@ class Ledger:
                 draft.unlink()
         return count
 
+    def prepare(self) -> None:
+        """Make the file and open it, so that the first answer does not wait for that.
+
+        Raises:
+            LedgerError: The file cannot be made or opened.
+        """
+        self._opened.writer.prepare()
+
     def flush(self) -> None:
         """Wait until all entries that were handed to `write` are on disk, or have failed."""
         self._opened.writer.flush()
@@ -311,6 +306,10 @@ class _Writer:
         self._thread: threading.Thread | None = None
         self._closed = False
 
+    def prepare(self) -> None:
+        with self.file.write():
+            pass
+
     def put(self, row: tuple[Any, ...], stored: asyncio.Future[None]) -> None:
         with self._changed:
             if self._closed:
@@ -351,7 +350,7 @@ class _Writer:
     def _commit(self, rows: list[tuple[Any, ...]]) -> Exception | None:
         try:
             with self.file.write() as connection:
-                connection.executemany(INSERT, rows)
+                insert(connection, rows)
         except Exception as error:  # noqa: BLE001 - those who wait get it
             return error
         return None

@@ -11,7 +11,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aiquery_serving.ledger_file import Entry
+    from aiquery_serving.ledger_rows import Entry
     from aiquery_serving.messages import Json
 
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
@@ -52,16 +52,26 @@ class Oracles(aiquery.Workspace):
         self.asked: Counter[tuple[str, str]] = Counter()
         self.say: Callable[[str, str], str] = answer
         self.delay: Callable[[str], float] = lambda prompt: 0.0
-        self.last = 0.0
-        self.in_flight = 0
+        #: The one prompt that is answered only when so many requests have come, or after two seconds.
+        self.held, self.until, self.seen = "", 0, 0
         for name in ("ep", "sum", "cls", "num", "bad", "emb"):
             task = EMBEDDINGS if name == "emb" else CHAT
-            model = {"provider": "openai", "name": name, "task": task, "openai_config": {"openai_api_key_plaintext": "k"}}
-            entity = {"external_model": model, "max_provisioned_concurrency": CONCURRENCY}
-            self.create_endpoint(name, {"served_entities": [entity]})
+            self.create_endpoint(name, {"served_entities": [self.declared(name, task)]})
+
+    def declared(self, name: str, task: str) -> dict:
+        """Declare the served entity of an endpoint."""
+        model = {"provider": "openai", "name": name, "task": task, "openai_config": {"openai_api_key_plaintext": "k"}}
+        return {"external_model": model, "max_provisioned_concurrency": CONCURRENCY}
 
     def _load(self, entity: Any) -> Any:
         return Oracle(self, entity.external_model.name, entity.external_model.task)
+
+    async def everything(self) -> None:
+        """Wait for the requests that `until` says."""
+        deadline = time.monotonic() + 2
+        while self.asked.total() < self.until and time.monotonic() < deadline:
+            await asyncio.sleep(0.005)
+        self.seen = self.asked.total()
 
     def heard(self) -> Counter[tuple[str, str]]:
         """Return what was asked since the last time."""
@@ -80,12 +90,9 @@ class Oracle:
     async def send(self, body: Mapping[str, Any]) -> Response:
         world, prompts = self.world, [body["messages"][-1]["content"]] if self.task == CHAT else body["input"]
         world.asked.update((self.name, prompt) for prompt in prompts)
-        world.last = time.monotonic()
-        world.in_flight += 1
-        try:
-            await asyncio.sleep(max(map(world.delay, prompts)))
-        finally:
-            world.in_flight -= 1
+        await asyncio.sleep(max(map(world.delay, prompts)))
+        if world.held in prompts:
+            await world.everything()
         return Response(body=self._spoken(prompts) if self.task == CHAT else _embedded(prompts))
 
     def _spoken(self, prompts: list[str]) -> dict:
@@ -101,18 +108,17 @@ def _embedded(prompts: list[str]) -> dict:
 
 @dataclass
 class Stage:
-    """Where shapes are run: the oracles, and the files that some of them read."""
+    """Where shapes are run: the oracles, the folder of the files that some shapes read, and DuckDB's threads."""
 
     oracles: Oracles
     folder: str
     threads: int = 2
-    failures: list[str] = field(default_factory=list)
 
     def run(self, shape: Shape, rows: int, mode: str) -> tuple[list[Any], Counter[tuple[str, str]]]:
         """Run a shape over `rows` rows; return what it yields, and leaves, and what was asked for that."""
         self.oracles.heard()
         with self.connected(rows, mode) as con:
-            self._frames(con, shape.sql)
+            self._bring(con, shape.sql)
             for part in (shape.setup, shape.sql):
                 found = con.execute(part.replace("$folder", self.folder)).fetchall() if part else []
             asked = self.oracles.heard()
@@ -130,15 +136,19 @@ class Stage:
             duckdb_engine.register(con, self.oracles.execution, look_ahead=mode == STOCK)
         con.execute(f"SET threads = {self.threads}; CREATE TABLE t AS {table(rows)}")
         con.execute("CREATE TABLE s AS SELECT i * 50 AS i, 'v' || i AS v FROM range(40) r(i)")
-        for kind in ("parquet", "csv"):
-            con.execute(f"COPY t TO '{self.folder}/t.{kind}'")
         return con
 
-    def _frames(self, con: Any, sql: str) -> None:
-        frames = {"pandas_t": pa.Table.to_pandas, "polars_t": pl.from_arrow, "arrow_t": pa.table}
-        for name, made in frames.items():
+    def _bring(self, con: Any, sql: str) -> None:
+        """Bring the files and frames that a statement reads."""
+        for kind in ("parquet", "csv"):
+            if f"$folder/t.{kind}" in sql:
+                con.execute(f"COPY t TO '{self.folder}/t.{kind}'")
+        for name, made in _FRAMES.items():
             if name in sql:
-                con.register(name, made(con.execute("FROM t").to_arrow_table()))
+                con.register(name, made(con.sql("FROM t").to_arrow_table()))
+
+
+_FRAMES = {"pandas_t": pa.Table.to_pandas, "polars_t": pl.from_arrow, "arrow_t": pa.table}
 
 
 def table(rows: int) -> str:

@@ -233,6 +233,7 @@ def test_a_loop_that_ends_early_harms_nobody(folder, ledger):
 
 
 def test_closing_stores_what_waits_and_ends_the_thread(folder):
+    before = set(threading.enumerate())
     ledger = Ledger(folder)
 
     async def write_and_close():
@@ -242,7 +243,7 @@ def test_closing_stores_what_waits_and_ends_the_thread(folder):
         await writing
 
     asyncio.run(write_and_close())
-    assert "aiquery-ledger" not in {thread.name for thread in threading.enumerate()}
+    assert "aiquery-ledger" not in {thread.name for thread in set(threading.enumerate()) - before}
     again = Ledger(folder)
     assert answers(again, 1) == {1: "yes"}
     again.close()

@@ -50,7 +50,7 @@ class Queue:
 
 def spending(**more):
     spent = {"calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "cost": 0.0, "cost_known": True} | more
-    return SimpleNamespace(spent=SimpleNamespace(**spent))
+    return SimpleNamespace(spent=SimpleNamespace(**spent), in_flight=0)
 
 
 @pytest.mark.parametrize(

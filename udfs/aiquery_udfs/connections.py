@@ -6,12 +6,14 @@ and a running function does not learn of an interrupt.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import math
 import signal
 import threading
 import time
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
@@ -198,6 +200,15 @@ def enroll(handle: duckdb.DuckDBPyConnection, engine: Installer) -> Connection:
         found = _known[handle] = Connection(next(_numbers), engine, weakref.ref(handle), schema)
     found.engine = engine
     return found
+
+
+@atexit.register
+def _close_all() -> None:
+    """End what still runs before Python does: DuckDB's threads would call functions that are gone, and crash."""
+    for handle in list(_known):
+        with suppress(duckdb.Error):  # it is closed already, or a thread of the user's is inside DuckDB now
+            handle.interrupt()
+            handle.close()
 
 
 def watch_connections() -> None:

@@ -91,9 +91,10 @@ class Execution:
         addresses = self.addresses(call, missing, run)
         if addresses:
             found = await self.recorded(addresses, run)
+            answers |= self.known(missing, query)  # a look-ahead may have asked meanwhile
+            found = {key: answer for key, answer in found.items() if key not in answers}
             self.found(query, found, run)
-            # A look-ahead may have asked meanwhile.
-            answers |= found | self.known(missing, query)
+            answers |= found
             missing = {key: request for key, request in missing.items() if key not in answers}
         ends = _ends(call, run)
         _check(answers, ends)
@@ -189,14 +190,18 @@ def _check(answers: Mapping[bytes, Answer], ends: Callable[[Answer], bool]) -> N
 
 
 async def _land(futures: Sequence[asyncio.Future[Answer]], ends: Callable[[Answer], bool]) -> None:
-    """Wait until every flight has landed, or until one crashed or brought an error that ends the statement."""
+    """Wait until every flight has landed, or until one crashed or brought an error that ends the statement.
+
+    When a run may send no more, those in the air are still waited for: they are paid for.
+    """
     pending = len(futures)
     if not pending:
         return
     done = asyncio.get_running_loop().create_future()
+    stopped: JobStoppedError | None = None
 
     def landed(future: asyncio.Future[Answer]) -> None:
-        nonlocal pending
+        nonlocal pending, stopped
         pending -= 1
         if done.done() or future.cancelled():
             return
@@ -204,6 +209,10 @@ async def _land(futures: Sequence[asyncio.Future[Answer]], ends: Callable[[Answe
         if error is None:
             answer = future.result()
             error = answer if isinstance(answer, AiQueryError) and ends(answer) else None
+        if isinstance(error, JobStoppedError):
+            stopped, error = stopped or error, None
+        if error is None and pending == 0:
+            error = stopped
         if error is not None:
             done.set_exception(error)
         elif pending == 0:

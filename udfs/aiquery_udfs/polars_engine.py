@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from aiquery_serving.errors import AiQueryError, CancelledCallError
 from aiquery_udfs import rows
-from aiquery_udfs.errors import UnsupportedRequestError, UnsupportedReturnTypeError
+from aiquery_udfs.errors import InvalidArgumentError, UnsupportedRequestError, UnsupportedReturnTypeError
 from aiquery_udfs.execution import Execution
 from aiquery_udfs.look_ahead import LookAhead
 from aiquery_udfs.memo import Memo, QueryId
@@ -71,10 +71,10 @@ class Arguments:
 
     def texts(self, request: str, files: str) -> tuple[str, ...]:
         """Return the arguments as a statement spells them, with the types of `request` and `files`."""
-        parameters = orjson.dumps(dict(self.model_parameters)).decode() if self.model_parameters else ""
-        form = self.response_format
-        response_format = form if isinstance(form, str) else orjson.dumps(dict(form)).decode()
         fails = str(self.fail_on_error).lower()
+        parameters = _json("modelParameters", self.model_parameters) if self.model_parameters else ""
+        form = self.response_format
+        response_format = form if isinstance(form, str) else _json("responseFormat", form)
         return self.endpoint, self.return_type, fails, request, parameters, response_format, files
 
 
@@ -278,6 +278,13 @@ class _Answers:
             return found.cast(kind)
         result, errors = found.flatten()
         return pa.StructArray.from_arrays([result.cast(kind), errors], ["result", "errorMessage"])
+
+
+def _json(argument: str, value: object) -> str:
+    try:
+        return orjson.dumps(dict(value) if isinstance(value, Mapping) else value).decode()
+    except TypeError:
+        raise InvalidArgumentError(argument, repr(value), ("a dict of what JSON can hold",)) from None
 
 
 def _as_long(columns: Sequence[pl.Series]) -> list[pl.Series]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -194,6 +194,16 @@ def error_texts(call: BoundCall, answers: pa.Array) -> dict[int, str]:
     tag = family(call.return_type.arrow, fail_on_error=False)
     texts = answers.field(tag).field("errorMessage").to_pylist()
     return {row: text for row, text in enumerate(texts) if text is not None}
+
+
+def misfits(
+    call: BoundCall, keys: Sequence[RowKey], answers: Mapping[bytes, Any], column: pa.Array
+) -> Iterator[bytes]:  # fmt: skip
+    """Return the requests whose answers are no errors, and became some in a column that carries errors."""
+    for row in error_texts(call, column):
+        key = keys[row]
+        if isinstance(key, bytes) and not isinstance(answers[key], AiQueryError):
+            yield key
 
 
 def _only_child(values: pa.Array, tag: str) -> pa.Array:

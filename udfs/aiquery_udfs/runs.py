@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aiquery_serving.errors import AiQueryError
+from aiquery_serving.errors import AiQueryError, JobStoppedError
 
 if TYPE_CHECKING:
     from asyncio import Future
-    from collections.abc import Collection, Sequence
+    from collections.abc import Iterable, Sequence
 
     from aiquery_serving.budget import Meter
 
@@ -38,8 +38,10 @@ class Tally:
     #: Distinct requests that were answered by a call, found in the ledger, or failed.
     answered: int = 0
     from_ledger: int = 0
-    failed: int = 0
-    #: Requests that are being answered now.
+    #: Requests that brought an error, and those whose answer does not fit the type it was to have.
+    errors: int = 0
+    misfits: set[bytes] = field(default_factory=set)
+    #: Requests that are under way: in flight, or in line for it.
     in_flight: int = 0
     #: Requests known so far, distinct ones.
     known: int = 0
@@ -47,6 +49,11 @@ class Tally:
     #: Engine threads that wait for answers now, and when the last of them stopped waiting (monotonic seconds).
     waiting: int = 0
     waited_at: float = 0.0
+
+    @property
+    def failed(self) -> int:
+        """How many requests have failed, one way or the other."""
+        return self.errors + len(self.misfits)
 
     def start(self, endpoint: str, requests: int) -> None:
         """Count requests that are asked now."""
@@ -58,10 +65,11 @@ class Tally:
         self.in_flight -= len(futures)
         self.count([future.result() for future in futures if brought(future)])
 
-    def count(self, answers: Collection[Any]) -> None:
-        """Count answers that are new to the run."""
+    def count(self, answers: Iterable[Any]) -> None:
+        """Count answers that are new to the run; what was not sent, because the run was stopped, is none."""
+        answers = [answer for answer in answers if not isinstance(answer, JobStoppedError)]
         self.answered += len(answers)
-        self.failed += sum(isinstance(answer, AiQueryError) for answer in answers)
+        self.errors += sum(isinstance(answer, AiQueryError) for answer in answers)
 
 
 def brought(future: Future[Any]) -> bool:
@@ -84,6 +92,11 @@ class Run:
     record_errors: bool = False
     tally: Tally = field(default_factory=Tally)
     paused: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def in_flight(self) -> int:
+        """How many of its calls are being answered now."""
+        return self.meter.in_flight if self.meter is not None else self.tally.in_flight
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

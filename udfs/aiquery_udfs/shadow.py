@@ -13,11 +13,9 @@ random inputs, statements with effects) runs without it. The statement's text co
 
 from __future__ import annotations
 
-import atexit
 import logging
 import re
 import threading
-import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,7 +51,6 @@ _HARMLESS: Final = frozenset({
 _ONCE: Final = ("/dev/stdin", "/dev/fd/", "'-'")
 
 _log = logging.getLogger("aiquery.look_ahead")
-_begun: Final[weakref.WeakSet[Shadow]] = weakref.WeakSet()
 
 
 class Follower:
@@ -142,7 +139,6 @@ class Shadow:
 
     def start(self) -> None:
         """Begin on a thread of its own."""
-        _begun.add(self)
         self._spawn(self._run, 0)
 
     def stop(self) -> None:
@@ -242,15 +238,6 @@ class Shadow:
         for _ in relation.to_arrow_reader(CHUNK):
             if self.ended:
                 return
-
-
-@atexit.register
-def _end_all() -> None:
-    """End all passes before Python does: a thread that is inside DuckDB then takes the process down."""
-    for shadow in list(_begun):
-        shadow.stop()
-    for shadow in list(_begun):
-        shadow.join(CLOSE_SECONDS)
 
 
 class Pass:

@@ -172,7 +172,10 @@ class Statements:
         if ahead is not None:
             ahead.used(asked)
         column = rows.embedding_column if call.task == EMBEDDINGS else rows.text_column
-        return column(call, keys, answers)
+        values = column(call, keys, answers)
+        if run is not None and run.record_errors:
+            run.tally.misfits.update(rows.misfits(call, keys, answers, values))
+        return values
 
     def failures(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import signal
 import subprocess
@@ -11,7 +10,9 @@ import textwrap
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 
 import polars as pl
 import pytest
@@ -176,8 +177,7 @@ def test_groups_and_windows_get_their_own_answers(mixed, engine):
     assert windowed["a"].to_list() == [f"echo: {text}" for text in windowed["text"]]
 
 
-UTC = datetime.UTC
-MOMENT = datetime.datetime(2024, 5, 6, 7, 8, 9, 123000)
+MOMENT = datetime(2024, 5, 6, 7, 8, 9, 123000)  # noqa: DTZ001 - a TIMESTAMP has no zone
 TYPES = [
     (pl.String, "VARCHAR", "hi", "hi"),
     (pl.Boolean, "BOOLEAN", "true", True),
@@ -326,7 +326,7 @@ def test_wrong_arguments_are_told_when_the_expression_is_built(server, workspace
     [
         (pl.Series([1, 2]), {}, "must be of type STRING, but found BIGINT"),
         (pl.Series([{"a": 1}]), {}, "must be of type STRING, but found STRUCT"),
-        (pl.Series([datetime.timedelta(1)]), {}, "must be of type STRING, but found Duration"),
+        (pl.Series([timedelta(1)]), {}, "must be of type STRING, but found Duration"),
         (pl.Series([object()], dtype=pl.Object), {}, "of type Object cannot be handed"),
         (pl.Series(["a"]), {"files": "text"}, "files must be of type BINARY, but found VARCHAR"),
     ],
@@ -461,28 +461,41 @@ def test_a_struct_becomes_a_custom_models_columns(custom_workspace, engine):
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "request_", "options", "dtype", "values"),
+    ("ask", "dtype", "values"),
     [
-        ("upper", pl.col("s"), {}, pl.String, ["AB", None]),
-        ("upper", pl.struct(text="s").filter(pl.col("s").is_not_null()), {}, pl.String, ["AB"]),
-        ("upper", pl.col("s").cast(pl.Categorical), {}, pl.String, ["AB", None]),
-        ("upper", pl.lit(None), {}, pl.String, [None]),
-        ("twins", pl.col("x"), {}, pl.Struct({"half": pl.Float64, "name": pl.String}),
-         [{"half": 1.5, "name": "n3"}, {"half": 2.0, "name": "n4"}]),
-        ("twins", pl.col("x"), {"return_dtype": pl.Struct({"half": pl.Float32})}, pl.Struct({"half": pl.Float32}),
-         [{"half": 1.5}, {"half": 2.0}]),
-        ("grumpy", pl.col("x"), {"return_dtype": pl.Decimal(9, 2)}, pl.Decimal(9, 2), [Decimal(6), Decimal(8)]),
-        ("custom-llama-chat", pl.struct(messages=pl.col("m")), {"return_dtype": "STRUCT<candidates: ARRAY<STRING>>"},
-         pl.Struct({"candidates": pl.List(pl.String)}), [{"candidates": ["re: hi"]}, {"candidates": ["re: ho"]}]),
+        (lambda query: query("upper", pl.col("s")), pl.String, ["AB", None]),
+        (lambda query: query("upper", pl.struct(text="s").filter(pl.col("s").is_not_null())), pl.String, ["AB"]),
+        (lambda query: query("upper", pl.col("s").cast(pl.Categorical)), pl.String, ["AB", None]),
+        (lambda query: query("upper", pl.lit(None)), pl.String, [None]),
+        (
+            lambda query: query("twins", pl.col("x")),
+            pl.Struct({"half": pl.Float64, "name": pl.String}),
+            [{"half": 1.5, "name": "n3"}, {"half": 2.0, "name": "n4"}],
+        ),
+        (
+            lambda query: query("twins", pl.col("x"), return_dtype=pl.Struct({"half": pl.Float32})),
+            pl.Struct({"half": pl.Float32}),
+            [{"half": 1.5}, {"half": 2.0}],
+        ),
+        (
+            lambda query: query("grumpy", pl.col("x"), return_dtype=pl.Decimal(9, 2)),
+            pl.Decimal(9, 2),
+            [Decimal(6), Decimal(8)],
+        ),
+        (
+            lambda query: query(
+                "custom-llama-chat", pl.struct("messages"), return_dtype="STRUCT<candidates: ARRAY<STRING>>"
+            ),
+            pl.Struct({"candidates": pl.List(pl.String)}),
+            [{"candidates": ["re: hi"]}, {"candidates": ["re: ho"]}],
+        ),
     ],
-)  # fmt: skip
-def test_custom_models_answer_in_the_type_of_their_signature(
-    custom_workspace, engine, endpoint, request_, options, dtype, values
-):
+)
+def test_custom_models_answer_in_the_type_of_their_signature(custom_workspace, engine, ask, dtype, values):
     messages = [[{"role": "user", "content": text}] for text in ("hi", "ho")]
-    frame = pl.LazyFrame({"s": ["ab", None], "x": [3.0, 4.0], "m": messages})
+    frame = pl.LazyFrame({"s": ["ab", None], "x": [3.0, 4.0], "messages": messages})
 
-    found = frame.select(r=request_.ai.query(endpoint, workspace=custom_workspace, **options))
+    found = frame.select(r=ask(partial(aiquery.polars.ai_query, workspace=custom_workspace)))
 
     assert found.collect_schema() == {"r": dtype}
     assert found.collect(engine=engine)["r"].to_list() == values

@@ -66,6 +66,8 @@ class AiFunctionError(AiQueryError):
         return str(self.args[0]) if self.args else ""
 
     def __str__(self) -> str:
+        if self.message.startswith(f"[{self.condition}]"):
+            return self.message  # Polars makes an error anew of its own text
         return f"[{self.condition}] {self.message} SQLSTATE: {self.sqlstate}"
 
 

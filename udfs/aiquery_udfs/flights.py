@@ -26,6 +26,7 @@ from aiquery_serving.messages import EMBEDDINGS, Response, Usage
 from aiquery_serving.retry import terminal
 from aiquery_serving.traffic import choose
 from aiquery_udfs.arguments import BoundCall, answer_text
+from aiquery_udfs.gates import Gate
 from aiquery_udfs.memo import Answer
 from aiquery_udfs.runs import Run
 
@@ -74,6 +75,7 @@ class Flights:
     def __init__(self, gateway: Gateway, ledger: Callable[[], Ledger], caller: str) -> None:
         self._gateway, self._ledger, self._caller = gateway, ledger, caller
         self._flights: dict[bytes, Flight] = {}
+        self._gates: dict[str, Gate] = {}
         #: What was written to the ledger lately: whoever looked there just before would ask again.
         self._landed: OrderedDict[bytes, tuple[Answer, float]] = OrderedDict()
 
@@ -134,10 +136,11 @@ class Flights:
         if run is not None:
             run.tally.start(call.endpoint, len(flights))
         try:
-            if call.task == EMBEDDINGS:
-                await self._embed(call, requests, flights, run)
-            else:
-                await self._ask(call, requests[0], flights[0], run)
+            async with self._unrecorded(call, flights):
+                if call.task == EMBEDDINGS:
+                    await self._embed(call, requests, flights, run)
+                else:
+                    await self._ask(call, requests[0], flights[0], run)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
             for flight in flights:
                 if not flight.future.done():
@@ -145,6 +148,19 @@ class Flights:
         finally:
             if run is not None:
                 run.tally.finish([flight.future for flight in flights])
+
+    @asynccontextmanager
+    async def _unrecorded(self, call: BoundCall, flights: Sequence[Flight]) -> AsyncIterator[None]:
+        """Let no more calls be unrecorded than an endpoint takes at once: so many a crash may cost."""
+        if not flights[0].address:
+            yield
+            return
+        gate = self._gates.setdefault(call.endpoint, Gate())
+        await gate.enter(self._gateway.appetite(call.endpoint))
+        try:
+            yield
+        finally:
+            gate.leave()
 
     def _packs(self, call: BoundCall, requests: Mapping[bytes, Request]) -> Iterator[list[bytes]]:
         """Group requests by the served entity they draw, and cut each group into packs."""

@@ -445,7 +445,11 @@ def make_a_folder(path):
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
-    [(damage, "not a database"), (of_another_version, "another version of aiquery"), (make_a_folder, "unable to open database file")],
+    [
+        (damage, "not a database"),
+        (of_another_version, "another version of aiquery"),
+        (make_a_folder, "unable to open database file"),
+    ],
 )
 def test_a_file_that_cannot_be_used_leaves_the_limits_to_each_process(tmp_path, clock, caplog, spoil, reason):
     spoil(tmp_path / "limits.db")

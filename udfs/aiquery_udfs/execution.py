@@ -27,7 +27,7 @@ from aiquery_udfs.memo import Answer, Memo, QueryId
 from aiquery_udfs.runs import Run, brought
 
 #: Bytes of answers that a query keeps at hand when all are in the ledger as well.
-RECORDED_BYTES: Final = 48 * 1024 * 1024
+RECORDED_BYTES: Final = 16 * 1024 * 1024
 _MISSING: Final = object()
 
 

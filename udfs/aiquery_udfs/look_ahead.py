@@ -25,13 +25,13 @@ from aiquery_udfs.arguments import BoundCall
 from aiquery_udfs.engine_thread import engine_thread
 from aiquery_udfs.execution import Execution
 from aiquery_udfs.flights import EMBEDDING_PACK, Flight, Request
-from aiquery_udfs.memo import QueryId
-from aiquery_udfs.runs import Run
+from aiquery_udfs.memo import QueryId, size_of
+from aiquery_udfs.runs import Run, brought
 
 #: Requests known ahead for each that an endpoint takes at once: with a tail of eight times the mean latency,
 #: fewer would leave the endpoint idle at times.
 AHEAD_PER_CALL: Final = 64
-#: Most bytes of requests that wait to be started or used.
+#: Most bytes of requests, and of their answers, that are not used yet.
 AHEAD_BYTES: Final = 128 * 1024 * 1024
 #: How long after the engine's last wait its statement is taken to have ended, in seconds.
 DESERTED_SECONDS: Final = 2.0
@@ -203,8 +203,17 @@ class LookAhead:
     def _landed(self, key: bytes, flight: Flight, weight: float, _: object) -> None:
         if self._flights.pop(key, None) is not None:
             self._calls -= weight
+            self._weigh(key, flight)
             self._execution.landed(self.query, {key: flight}, self.run)
             self._feed()
+
+    def _weigh(self, key: bytes, flight: Flight) -> None:
+        """Count an answer that is not used yet as memory, too."""
+        with self._changed:
+            if key in self._ahead and brought(flight.future):
+                size = size_of(flight.future.result())
+                self._ahead[key] += size
+                self._bytes += size
 
     def _cleared(self) -> None:
         flights, self._flights = self._flights, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -29,7 +30,7 @@ class _Query:
 
     def forget_oldest(self) -> int:
         """Forget one answer; returns its size."""
-        size = _size(self.answers.pop(next(iter(self.answers))))
+        size = size_of(self.answers.pop(next(iter(self.answers))))
         self.bytes -= size
         return size
 
@@ -38,7 +39,7 @@ class Memo:
     """What the requests of running queries brought.
 
     A connection runs one statement at a time, so its next transaction ends what is remembered for it. When
-    there is too much, other connections are forgotten first, then the oldest answers.
+    there is too much, the oldest answers go of whichever query has most.
     """
 
     def __init__(self, max_bytes: int = MEMO_BYTES) -> None:
@@ -63,14 +64,15 @@ class Memo:
         known = self._query(query)
         if known is None or key in known.answers:
             return
-        size = _size(answer)
+        size = size_of(answer)
         known.answers[key] = answer
         known.bytes += size
         self._bytes += size
         while most is not None and known.bytes > most:
             self._bytes -= known.forget_oldest()
         while self._bytes > self._max_bytes:
-            self._shrink(query[0])
+            largest = max(self._queries.values(), key=attrgetter("bytes"))
+            self._bytes -= largest.forget_oldest()
 
     def end(self, query: QueryId) -> None:
         """Forget a query that has ended."""
@@ -93,16 +95,9 @@ class Memo:
         known = self._queries.pop(connection, None)
         self._bytes -= known.bytes if known is not None else 0
 
-    def _shrink(self, connection: int) -> None:
-        """Make room for a connection: at the cost of another, or of its own oldest answers."""
-        other = next((number for number in self._queries if number != connection), None)
-        if other is not None:
-            self._forget(other)
-        else:
-            self._bytes -= self._queries[connection].forget_oldest()
 
-
-def _size(answer: Answer) -> int:
+def size_of(answer: Answer) -> int:
+    """Return about how many bytes an answer takes in memory."""
     if isinstance(answer, np.ndarray):
         return _ENTRY_BYTES + int(answer.nbytes)
     return _ENTRY_BYTES + (len(answer) if isinstance(answer, str) else 0)

@@ -91,6 +91,8 @@ class Session:
         self._known.run = run
         # This class stands between DuckDB and the variables that a query names.
         connection.execute("SET python_scan_all_frames = true")
+        # DuckDB runs ahead of its reader by so much: rows come sooner, and a reader that stops has asked for less.
+        connection.execute("SET streaming_buffer_size = '256KB'")
         live_views.register(connection, workspace)
         self._jobs: weakref.WeakSet[Job] = weakref.WeakSet()
 

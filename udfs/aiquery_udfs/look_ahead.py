@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
@@ -52,6 +52,18 @@ class _Waiting:
     request: Request
 
 
+@dataclass(slots=True)
+class _Line:
+    """What waits for one endpoint, how many calls it takes at once, and how many of ours it is at.
+
+    A packed call counts once.
+    """
+
+    window: int = 1
+    waiting: deque[_Waiting] = field(default_factory=deque)
+    calls: float = 0.0
+
+
 class LookAhead:
     """The requests that one query will ask for, as far as they are known.
 
@@ -65,18 +77,15 @@ class LookAhead:
     def __init__(self, execution: Execution, query: QueryId, run: Run | None, *, whole: bool = False) -> None:
         self.query, self.run, self.whole = query, run, whole
         self._execution = execution
-        self._line: deque[_Waiting] = deque()
+        self._lines: defaultdict[str, _Line] = defaultdict(_Line)
         self._flights: dict[bytes, Flight] = {}
         #: Sizes of the requests that were offered and not used yet.
         self._ahead: dict[bytes, int] = {}
         self._bytes = 0
-        self._appetite: dict[str, int] = {}
         #: Requests that were started here and not used yet; at most a window of them, where that is set.
         self._begun: set[bytes] = set()
         self._limited = False
         self._misses = 0
-        #: Calls under way that were started here; a packed one counts once.
-        self._calls = 0.0
         self._waits = 0
         self._attended = -math.inf if whole else time.monotonic()
         self._changed = threading.Condition()
@@ -141,8 +150,11 @@ class LookAhead:
         engine_thread.call(self._cleared)
 
     def _has_room(self) -> bool:
-        most = AHEAD_PER_CALL * max(sum(self._appetite.values()), 1)
+        most = AHEAD_PER_CALL * self._window()
         return (self.whole or len(self._ahead) < most) and self._bytes < AHEAD_BYTES
+
+    def _window(self) -> int:
+        return sum(line.window for line in list(self._lines.values())) or 1
 
     async def _offered(self, call: BoundCall, requests: Mapping[bytes, Request]) -> None:
         execution, run = self._execution, self.run
@@ -152,41 +164,41 @@ class LookAhead:
             run.tally.known += len(fresh)
         found = await execution.recorded(execution.addresses(call, fresh, run), run)
         execution.found(self.query, found, run)
+        line = self._lines[call.endpoint]
+        line.window = execution.gateway.appetite(call.endpoint)
         with self._changed:
-            for key, request in fresh.items():
+            # Another pass may have offered the same meanwhile.
+            for key, request in ((key, one) for key, one in fresh.items() if key not in self._ahead):
                 size = self._ahead[key] = _size(request)
                 self._bytes += size
                 if key not in found:
-                    self._line.append(_Waiting(call, key, request))
-        self._appetite[call.endpoint] = self._execution.gateway.appetite(call.endpoint)
+                    line.waiting.append(_Waiting(call, key, request))
         self._feed()
 
     def _feed(self) -> None:
         """Start what the endpoints can take now."""
-        if self.closed or not self._line:
+        if self.closed or (not self._waits and time.monotonic() > self._attended + GRACE_SECONDS):
             return
-        if not self._waits and time.monotonic() > self._attended + GRACE_SECONDS:
-            return
-        window = sum(self._appetite.values())
-        while self._line and self._calls < window - _ROUNDING:
-            if self._limited and len(self._begun) >= window:
-                return
-            call = self._line[0].call
-            pack = self._next_pack(EMBEDDING_PACK if call.task == EMBEDDINGS else 1)
-            if pack:
-                self._board(call, pack)
+        for line in self._lines.values():
+            while line.waiting and line.calls < line.window - _ROUNDING:
+                if self._limited and len(self._begun) >= self._window():
+                    return
+                call = line.waiting[0].call
+                pack = self._next_pack(line, EMBEDDING_PACK if call.task == EMBEDDINGS else 1)
+                if pack:
+                    self._board(line, call, pack)
 
-    def _next_pack(self, most: int) -> dict[bytes, Request]:
-        """Take requests of one call off the line; those that the engine has asked itself are left out."""
+    def _next_pack(self, line: _Line, most: int) -> dict[bytes, Request]:
+        """Take requests of one call off a line; those that the engine has asked itself are left out."""
         pack: dict[bytes, Request] = {}
-        call = self._line[0].call
-        while self._line and len(pack) < most and self._line[0].call is call:
-            waiting = self._line.popleft()
-            if waiting.key in self._ahead:
+        call = line.waiting[0].call
+        while line.waiting and len(pack) < most and line.waiting[0].call is call:
+            waiting = line.waiting.popleft()
+            if waiting.key in self._ahead and waiting.key not in self._flights:
                 pack[waiting.key] = waiting.request
         return pack
 
-    def _board(self, call: BoundCall, pack: Mapping[bytes, Request]) -> None:
+    def _board(self, line: _Line, call: BoundCall, pack: Mapping[bytes, Request]) -> None:
         execution, run = self._execution, self.run
         known = execution.known(pack, self.query)
         pack = {key: request for key, request in pack.items() if key not in known}
@@ -197,12 +209,12 @@ class LookAhead:
         self._flights |= flights
         self._begun.update(flights)
         for key, flight in flights.items():
-            flight.future.add_done_callback(partial(self._landed, key, flight, 1 / len(flights)))
-        self._calls += 1 if flights else 0
+            flight.future.add_done_callback(partial(self._landed, line, key, flight, 1 / len(flights)))
+        line.calls += 1 if flights else 0
 
-    def _landed(self, key: bytes, flight: Flight, weight: float, _: object) -> None:
+    def _landed(self, line: _Line, key: bytes, flight: Flight, weight: float, _: object) -> None:
         if self._flights.pop(key, None) is not None:
-            self._calls -= weight
+            line.calls -= weight
             self._weigh(key, flight)
             self._execution.landed(self.query, {key: flight}, self.run)
             self._feed()
@@ -217,7 +229,7 @@ class LookAhead:
 
     def _cleared(self) -> None:
         flights, self._flights = self._flights, {}
-        self._line.clear()
+        self._lines.clear()
         self._ahead.clear()
         self._begun.clear()
         self._execution.flights.leave(flights)

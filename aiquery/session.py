@@ -14,7 +14,7 @@ import duckdb
 from aiquery import live_views
 from aiquery.client import Workspace
 from aiquery.progress import following
-from aiquery_serving.budget import Meter
+from aiquery_serving.budget import Tab
 from aiquery_serving.errors import AiQueryError, InvalidRequestError
 from aiquery_udfs import duckdb_engine, sql_text
 from aiquery_udfs.runs import Reuse, Run
@@ -62,7 +62,7 @@ def connect(
         raise InvalidRequestError(f"The cache of a session is 'off' or 'reuse', not {cache!r}.")
     handle = duckdb.connect(os.fspath(database), read_only=read_only, config=config or {})
     opened = workspace if workspace is not None else Workspace()
-    run = Run(reuse=Reuse(max_age_s=max_age) if cache == "reuse" else None, meter=Meter(prices=opened.prices))
+    run = Run(reuse=Reuse(max_age_s=max_age) if cache == "reuse" else None, meter=Tab(opened.prices))
     if run.reuse is not None:
         opened.ledger.prepare()
     return Session(handle, opened, run, look_ahead=look_ahead, owns=workspace is None, progress=progress)

@@ -321,6 +321,59 @@ def _shown(name: str, amount: int) -> str:
     return f"${amount / _PICO:.6g}" if name == "cost" else f"{amount:,}"
 
 
+class Tab:
+    """What a session spends: counted, not limited. Its counters are the gateway's meters of all requests.
+
+    Belongs to one event loop, but for `spent` and `in_flight`, which any thread may read.
+    """
+
+    def __init__(self, prices: Prices) -> None:
+        self._prices = prices
+        self._counters: dict[str, _Counter] = {}
+        self.spent = Spent()
+        self.in_flight = 0
+
+    def at(self, endpoint: str) -> _Counter:
+        """Return the meter of an endpoint's requests."""
+        counter = self._counters.get(endpoint)
+        if counter is None:
+            counter = self._counters[endpoint] = _Counter(self, endpoint)
+        return counter
+
+    def price(self, served: ServedEntity, endpoint: str) -> Price | None:
+        """Return what is known to be the price of a served entity."""
+        return self._prices.of(served, endpoint)
+
+
+class _Counter:
+    """Counts the sends of one endpoint's requests on a tab."""
+
+    def __init__(self, tab: Tab, endpoint: str) -> None:
+        self._tab, self._endpoint = tab, endpoint
+        self._priced: tuple[ServedEntity | None, Price | None] = (None, None)
+
+    def reserve(self, served: ServedEntity, body: Mapping[str, Any]) -> Price | None:  # noqa: ARG002 - as meters are asked
+        """Count a send as being answered."""
+        self._tab.in_flight += 1
+        if self._priced[0] is not served:
+            self._priced = served, self._tab.price(served, self._endpoint)
+        return self._priced[1]
+
+    def settle(self, reserved: object, usage: Usage | None) -> None:
+        """Count what a send used: a failed one its call and no tokens."""
+        tab, price = self._tab, reserved if isinstance(reserved, Price) else None
+        tab.in_flight -= 1
+        prompt, completion = (usage.prompt_tokens, usage.completion_tokens) if usage is not None else (0, 0)
+        so_far = tab.spent
+        tab.spent = Spent(
+            so_far.calls + 1,
+            so_far.prompt_tokens + prompt,
+            so_far.completion_tokens + completion,
+            so_far.cost + (price.cost(prompt, completion) if price is not None else 0.0),
+            so_far.cost_known and price is not None and (usage is None or usage.total_tokens > 0),
+        )
+
+
 def _pico(dollars: float) -> int:
     return round(dollars * _PICO)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiquery_serving import tokens
-from aiquery_serving.budget import Meter, Spent
+from aiquery_serving.budget import Meter, Spent, Tab
 from aiquery_serving.endpoint import ExternalModel, ServedEntity
 from aiquery_serving.errors import BudgetReachedError, ConfigurationError, InvalidRequestError
 from aiquery_serving.messages import Usage
@@ -310,3 +310,25 @@ def test_no_order_of_calls_crosses_a_maximum_and_all_of_them_end(maxima, jobs):
         assert not meter._line
 
     asyncio.run(work())
+
+
+def test_a_tab_counts_what_is_sent_and_limits_nothing():
+    tab = Tab(PRICES)
+    counter = tab.at("chat")
+    answered, failed = counter.reserve(CHEAP, {}), counter.reserve(CHEAP, {})
+    assert tab.in_flight == 2
+
+    counter.settle(answered, Usage(1_000_000, 1_000_000))
+    counter.settle(failed, None)
+
+    price = PRICES.of(CHEAP, "chat")
+    assert tab.in_flight == 0
+    assert tab.spent == Spent(2, 1_000_000, 1_000_000, price.cost(1_000_000, 1_000_000), cost_known=True)
+
+
+def test_a_tab_says_when_it_does_not_know_a_cost():
+    tab = Tab(Prices({}))
+    counter = tab.at("chat")
+    counter.settle(counter.reserve(CHEAP, {}), Usage(3, 4))
+
+    assert tab.spent == Spent(1, 3, 4, 0.0, cost_known=False)

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from aiquery_serving import errors
-from aiquery_serving.delivery import Meter
+from aiquery_serving import delivery, errors
+from aiquery_serving.budget import Meter, Tab
 from aiquery_serving.errors import AiQueryError, CancelledCallError, InvocationError, JobStoppedError
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.ledger import Entry, Failure, Ledger
@@ -133,34 +133,26 @@ class Flights:
         self, call: BoundCall, requests: Sequence[Request], flights: Sequence[Flight], run: Run | None
     ) -> None:
         """Fly one request; a bug goes to those who wait, as it is: it must not vanish in a task."""
+        # No more calls may be unrecorded than an endpoint takes at once: so many a crash may cost.
+        gate = self._gates.setdefault(call.endpoint, Gate()) if flights[0].address else None
+        if gate is not None:
+            await gate.enter(self._gateway.appetite(call.endpoint))
         if run is not None:
             run.tally.start(call.endpoint, len(flights))
         try:
-            async with self._unrecorded(call, flights):
-                if call.task == EMBEDDINGS:
-                    await self._embed(call, requests, flights, run)
-                else:
-                    await self._ask(call, requests[0], flights[0], run)
+            if call.task == EMBEDDINGS:
+                await self._embed(call, requests, flights, run)
+            else:
+                await self._ask(call, requests[0], flights[0], run)
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody waits for it
             for flight in flights:
                 if not flight.future.done():
                     flight.future.set_exception(error)
         finally:
+            if gate is not None:
+                gate.leave()
             if run is not None:
                 run.tally.finish([flight.future for flight in flights])
-
-    @asynccontextmanager
-    async def _unrecorded(self, call: BoundCall, flights: Sequence[Flight]) -> AsyncIterator[None]:
-        """Let no more calls be unrecorded than an endpoint takes at once: so many a crash may cost."""
-        if not flights[0].address:
-            yield
-            return
-        gate = self._gates.setdefault(call.endpoint, Gate())
-        await gate.enter(self._gateway.appetite(call.endpoint))
-        try:
-            yield
-        finally:
-            gate.leave()
 
     def _packs(self, call: BoundCall, requests: Mapping[bytes, Request]) -> Iterator[list[bytes]]:
         """Group requests by the served entity they draw, and cut each group into packs."""
@@ -188,8 +180,10 @@ class Flights:
 
     async def _invoke(self, call: BoundCall, request: Request, run: Run | None) -> Response:
         body, key, caller = request.body, request.route_key, self._caller
-        if run is None:
-            return await self._gateway.invoke(call.endpoint, body, key=key, caller=caller)
+        if run is None or not isinstance(run.meter, Meter):
+            return await self._gateway.invoke(
+                call.endpoint, body, key=key, caller=caller, meter=_counter(call, run)
+            )  # fmt: skip
         async with self._admitted(call, request, body, run) as meter:
             return await self._gateway.invoke(
                 call.endpoint, body, key=key, caller=caller, meter=meter, job=run.job
@@ -221,14 +215,14 @@ class Flights:
     @asynccontextmanager
     async def _admitted(
         self, call: BoundCall, request: Request, body: Mapping[str, Any], run: Run | None
-    ) -> AsyncIterator[Meter | None]:
+    ) -> AsyncIterator[delivery.Meter | None]:
         """Wait while the run is paused, and until its budget has room; yields what meters the request.
 
         Raises:
             BudgetReachedError: The request can never be paid for.
         """
-        if run is None or run.meter is None:
-            yield None
+        if run is None or not isinstance(run.meter, Meter):
+            yield _counter(call, run)
             return
         while run.paused.is_set():  # noqa: ASYNC110 - other threads set and clear it
             await asyncio.sleep(PAUSE_SLICE)
@@ -251,6 +245,11 @@ class Flights:
             self._landed[address] = answer, now
             while next(iter(self._landed.values()))[1] < now - LATELY:
                 self._landed.popitem(last=False)
+
+
+def _counter(call: BoundCall, run: Run | None) -> delivery.Meter | None:
+    """Return what counts the sends of a run without a budget, if anything does."""
+    return run.meter.at(call.endpoint) if run is not None and isinstance(run.meter, Tab) else None
 
 
 def _lately(run: Run | None) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Iterable, Sequence
 
-    from aiquery_serving.budget import Meter
+    from aiquery_serving.budget import Meter, Tab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,14 +81,14 @@ def brought(future: Future[Any]) -> bool:
 class Run:
     """One query or job under way.
 
-    `meter` admits each request to the run's budget and counts what it used; `record_errors` gives a failed row
-    NULL rather than ending the statement; `job` names the run in the usage. While `paused` is set, a run with a
-    meter sends nothing new.
+    `meter` admits each request to the run's budget, or only counts what it used; `record_errors` gives a failed
+    row NULL rather than ending the statement; `job` names the run in the usage. While `paused` is set, a run with a
+    budget sends nothing new.
     """
 
     job: str = ""
     reuse: Reuse | None = None
-    meter: Meter | None = None
+    meter: Meter | Tab | None = None
     record_errors: bool = False
     tally: Tally = field(default_factory=Tally)
     paused: threading.Event = field(default_factory=threading.Event)

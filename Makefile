@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt lint types arch bench clean
+.PHONY: help setup demo test check fmt lint types arch bench bench-rivals clean
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The first Python that is new enough.
@@ -13,7 +13,7 @@ unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI AIQUERY_HOME
 export MLFLOW_DISABLE_TELEMETRY := true
 
 help: ## List the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # An environment that make has not made is used as it is, and left alone.
 $(VENV)/.base: pyproject.toml
@@ -56,6 +56,9 @@ arch: $(VENV)/.dev ## Import directions
 
 bench: $(VENV)/.dev ## One benchmark: make bench NAME=external_throughput
 	$(BIN)/python -m benchmarks $(NAME)
+
+bench-rivals: $(VENV)/.dev ## Other libraries beside ours; installs them below ~/.cache
+	$(BIN)/python -m benchmarks rivals --install
 
 clean: ## Remove caches, and .venv if make has made it
 	@if test -e $(VENV)/.made-by-make; then rm -rf $(VENV); fi

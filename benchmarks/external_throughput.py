@@ -51,18 +51,21 @@ class Provider(asyncio.Protocol):
             if len(self.buffer) < stop:
                 return
             self.buffer = self.buffer[stop:]
-            if self.delay:
-                self.loop.call_later(self.delay, self.answer)
+            if delay := self.wait():
+                self.loop.call_later(delay, self.answer)
             else:
                 self.answer()
+
+    def wait(self) -> float:
+        return self.delay
 
     def answer(self) -> None:
         if not self.transport.is_closing():
             self.transport.write(_REPLY)
 
 
-def serve(delay: float, pipe: Connection) -> None:
-    """Run the provider and tell its port."""
+def serve(kind: type[Provider], delay: float, pipe: Connection) -> None:
+    """Run a provider and tell its port."""
     with contextlib.suppress(ImportError):
         import uvloop
 
@@ -70,7 +73,7 @@ def serve(delay: float, pipe: Connection) -> None:
 
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: Provider(loop, delay), "127.0.0.1", 0, backlog=4096)
+        server = await loop.create_server(lambda: kind(loop, delay), "127.0.0.1", 0, backlog=4096)
         pipe.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -78,10 +81,10 @@ def serve(delay: float, pipe: Connection) -> None:
 
 
 @contextlib.contextmanager
-def provider(delay: float) -> Iterator[str]:
+def provider(delay: float, kind: type[Provider] = Provider) -> Iterator[str]:
     """Start a provider process and yield its base URL."""
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(delay, theirs), daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(kind, delay, theirs), daemon=True)
     process.start()
     try:
         yield f"http://127.0.0.1:{ours.recv()}/v1"

@@ -69,7 +69,7 @@ class Oracles(aiquery.Workspace):
     async def everything(self) -> None:
         """Wait for the requests that `until` says."""
         deadline = time.monotonic() + 2
-        while self.asked.total() < self.until and time.monotonic() < deadline:
+        while self.asked.total() < self.until and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         self.seen = self.asked.total()
 
@@ -116,7 +116,6 @@ class Stage:
 
     def run(self, shape: Shape, rows: int, mode: str) -> tuple[list[Any], Counter[tuple[str, str]]]:
         """Run a shape over `rows` rows; return what it yields, and leaves, and what was asked for that."""
-        self.oracles.heard()
         with self.connected(rows, mode) as con:
             self._bring(con, shape.sql)
             for part in (shape.setup, shape.sql):
@@ -124,7 +123,6 @@ class Stage:
             asked = self.oracles.heard()
             if shape.then:
                 found += con.execute(shape.then.replace("$folder", self.folder)).fetchall()
-        self.oracles.heard()
         return (found if shape.ordered else sorted(found, key=repr)), asked
 
     def connected(self, rows: int, mode: str) -> Any:
@@ -136,6 +134,7 @@ class Stage:
             duckdb_engine.register(con, self.oracles.execution, look_ahead=mode == STOCK)
         con.execute(f"SET threads = {self.threads}; CREATE TABLE t AS {table(rows)}")
         con.execute("CREATE TABLE s AS SELECT i * 50 AS i, 'v' || i AS v FROM range(40) r(i)")
+        self.oracles.heard()
         return con
 
     def _bring(self, con: Any, sql: str) -> None:

@@ -7,6 +7,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 # Torch belongs to those who use it. The tests take it along, and do without it if need be: make test TORCH=
 TORCH  ?= torch==2.13.0
+# Tests that run at once: many of them wait.
+JOBS   ?= 2
 
 # Nothing here may touch a model registry or a workspace that the environment names, nor report to MLflow.
 unexport MLFLOW_TRACKING_URI MLFLOW_REGISTRY_URI AIQUERY_HOME
@@ -38,7 +40,7 @@ demo: $(VENV)/.base ## Split traffic between two real classifiers over a real ta
 test: $(VENV)/.dev ## Tests and doctests
 	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || \
 	  printf '\n*** PyTorch is not installed (no wheel could be had): its models are NOT tested. ***\n\n'
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: lint types arch test ## Everything CI runs
 

@@ -19,7 +19,7 @@ from providers import OpenAIServer
 import aiquery
 
 AHEAD = (STOCK, SESSION)
-#: Chunks of DuckDB hold 2,048 rows; each shape takes one of these sizes beside a row more.
+#: Chunks of DuckDB hold 2,048 rows; every third shape takes one of these sizes beside a row more.
 SIZES = (0, 1, 2047, 2048)
 #: With it the model `bad` fails for the prompt u900.
 FAILING = next(salt for salt in range(100) if digest(salt, "u900") % 5 == 0)
@@ -63,9 +63,9 @@ def test_rows_and_calls_are_those_of_plain_execution(stage, place, shape):
     check(stage, shape, 2049, AHEAD[place % 2])
 
 
-@pytest.mark.parametrize(("place", "shape"), PLACED, ids=NAMED)
+@pytest.mark.parametrize(("place", "shape"), PLACED[::3], ids=list(NAMED)[::3])
 def test_so_they_are_around_the_size_of_a_chunk(stage, place, shape):
-    check(stage, shape, SIZES[place // 2 % 4], AHEAD[(place + 1) % 2])
+    check(stage, shape, SIZES[place // 3 % 4], AHEAD[(place + 1) % 2])
 
 
 @pytest.mark.slow

@@ -29,7 +29,8 @@ class EngineThread:
     """The event loop on which every request of this process runs; started at first use."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may ask for the loop on a thread that is asking already.
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid = 0
 

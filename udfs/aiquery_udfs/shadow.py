@@ -58,7 +58,8 @@ class Follower:
 
     def __init__(self, connection: Connection, execution: Execution, statements: Statements) -> None:
         self._connection, self._execution, self._statements = connection, execution, statements
-        self._guard = threading.Lock()
+        # Reentrant: Ctrl-C stops it from a signal handler, which may run on a thread that is in here.
+        self._guard = threading.RLock()
         self._transaction = -1
         self._chunks = 0
         self._shadow: Shadow | None = None

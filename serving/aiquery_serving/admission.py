@@ -13,7 +13,7 @@ from aiquery_serving import holdups
 from aiquery_serving.clock import Clock
 from aiquery_serving.endpoint import RateLimit
 from aiquery_serving.leases import Account, Lease, Leases, SharedLimit
-from aiquery_serving.limits import PERIODS, Exceeded, Limits, Reservation, refusal
+from aiquery_serving.limits import PERIODS, Exceeded, GroupsOf, Limits, Reservation, counted_apart, refusal
 from aiquery_serving.pacing import Turnstile
 from aiquery_serving.shares import Rule
 
@@ -28,6 +28,13 @@ class _Asked(NamedTuple):
 
     caller: str
     tokens: int
+
+
+class _Shared(NamedTuple):
+    """What this process has of the limits that count a line, and those limits in the same order."""
+
+    account: Account
+    limits: list[RateLimit]
 
 
 class Admitted(NamedTuple):
@@ -61,16 +68,22 @@ class Admission:
         declared: The limits.
         clock: Tells the time and waits.
         leases: What this process holds of limits that others share; None when there are no others.
+        groups_of: Returns the groups of a caller, for limits that count a group; by default nobody is in one.
     """
 
     def __init__(
-        self, endpoint: str, declared: tuple[RateLimit, ...], clock: Clock, leases: Leases | None = None
+        self,
+        endpoint: str,
+        declared: tuple[RateLimit, ...],
+        clock: Clock,
+        leases: Leases | None = None,
+        groups_of: GroupsOf = lambda _: frozenset(),
     ) -> None:
         self._endpoint, self._clock, self._leases = endpoint, clock, leases
         self._lines: dict[str, Turnstile[_Asked, Admitted]] = {}
-        self._accounts: dict[str, Account | None] = {}
+        self._accounts: dict[tuple[str, frozenset[str]], _Shared | None] = {}
         self._exceeded: Exceeded | None = None
-        self.limits = Limits()
+        self.limits = Limits(groups_of=groups_of)
         self.declare(declared)
 
     def declare(self, declared: tuple[RateLimit, ...]) -> None:
@@ -96,8 +109,8 @@ class Admission:
                 wait = await self._unlocked(asked, wait)
             if wait <= 0:
                 return self._take(asked)
-        if not patient:
-            raise refusal(self._endpoint, self._strictest(asked))
+        if not patient and (exceeded := self._strictest(asked)):
+            raise refusal(self._endpoint, exceeded)
         if line is None:
             line = Turnstile(self._clock, self._ask, self._take, self.unused)
             self._lines[self._whose(caller)] = line
@@ -139,35 +152,37 @@ class Admission:
     def _ask(self, asked: _Asked, *, patient: bool = True) -> float:
         """Return the seconds until a call may go: by our own count, and by what processes share."""
         wait = self.limits.wait(asked.caller, self._clock.now(), asked.tokens)
-        account = self._account(asked.caller)
-        if account is not None:
+        shared = self._shared(asked.caller)
+        if shared is not None:
             # Others learn of us by our asking: it goes on while we alone have used up the limit.
-            wait = account.wait(asked.tokens, partial(self._ahead, asked), patient=patient) or wait
+            wait = shared.account.wait(asked.tokens, partial(self._ahead, asked), patient=patient) or wait
         if wait > 0:
             self._exceeded = self._strictest(asked)
         return wait
 
-    def _strictest(self, asked: _Asked) -> Exceeded:
-        """Return what holds up a call for longest."""
+    def _strictest(self, asked: _Asked) -> Exceeded | None:
+        """Return what holds up a call for longest, if anything does."""
         own = self.limits.strictest(asked.caller, self._clock.now(), asked.tokens)
-        account = self._account(asked.caller)
-        if account is None or account.refusal is None:
+        shared = self._shared(asked.caller)
+        if shared is None or shared.account.refusal is None:
             return own
-        place, what, wait = account.refusal
-        return max(own, Exceeded(self.limits.applying(asked.caller)[place], what, wait), key=lambda one: one.wait)
+        place, what, wait = shared.account.refusal
+        theirs = Exceeded(shared.limits[place], what, wait)
+        return own if own and own.wait >= wait else theirs
 
     async def _unlocked(self, asked: _Asked, wait: float) -> float:
         """Ask again while another process holds the file: nobody is refused for that."""
-        account = self._account(asked.caller)
-        while account is not None and account.locked and wait > 0:
+        while wait > 0 and (shared := self._shared(asked.caller)) and shared.account.locked:
             await self._clock.sleep(wait)
             wait = self._ask(asked, patient=False)
         return wait
 
     def _take(self, asked: _Asked) -> Admitted:
         own = self.limits.take(asked.caller, self._clock.now(), asked.tokens)
-        account = self._account(asked.caller)
-        return Admitted(own, account, account.spend(asked.tokens) if account else None)
+        shared = self._shared(asked.caller)
+        if shared is None:
+            return Admitted(own, None, None)
+        return Admitted(own, shared.account, shared.account.spend(asked.tokens))
 
     def _ahead(self, asked: _Asked) -> tuple[list[int], int]:
         """Return the tokens of the first calls in line, and how many stand in it in all."""
@@ -176,18 +191,20 @@ class Admission:
             return [asked.tokens], 1
         return [call.tokens for call in line.first(_MOST_ASKED)] or [asked.tokens], line.waiting
 
-    def _account(self, caller: str) -> Account | None:
+    def _shared(self, caller: str) -> _Shared | None:
+        """Return what this process has of the limits that count a caller; who changes groups gets another account."""
         if self._leases is None:
             return None
-        whose = self._whose(caller)
-        if whose not in self._accounts:
+        name = (self._whose(caller), self.limits.counted_groups(caller))
+        if name not in self._accounts:
             self._forget_accounts()
-            limits = tuple(self._shared(limit, caller) for limit in self.limits.applying(caller))
-            self._accounts[whose] = self._leases.account(limits) if limits else None
-        return self._accounts[whose]
+            limits = self.limits.applying(caller)
+            account = self._leases.account(tuple(self._name(limit, caller) for limit in limits)) if limits else None
+            self._accounts[name] = _Shared(account, limits) if account else None
+        return self._accounts[name]
 
-    def _shared(self, limit: RateLimit, caller: str) -> SharedLimit:
-        whose = "" if limit.key == "endpoint" else caller
+    def _name(self, limit: RateLimit, caller: str) -> SharedLimit:
+        whose = counted_apart(limit, caller)
         name = json.dumps([self._endpoint, limit.key, limit.principal, limit.renewal_period, whose])
         return SharedLimit(name, Rule(limit.calls, limit.tokens, int(PERIODS[limit.renewal_period] * 1000)))
 
@@ -195,4 +212,4 @@ class Admission:
         """Forget those that hold nothing, seldom enough to cost nothing per call."""
         if len(self._accounts) >= _ACCOUNTS:
             now_ms = self._clock.epoch_ms()
-            self._accounts = {n: one for n, one in self._accounts.items() if one and not one.idle(now_ms)}
+            self._accounts = {n: one for n, one in self._accounts.items() if one and not one.account.idle(now_ms)}

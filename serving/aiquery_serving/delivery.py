@@ -1,42 +1,28 @@
 """How one request reaches a served entity: admission, route, lane, retries, fallback.
 
-A `Plan` is what the state of an endpoint means for its requests; `Delivery` keeps one per endpoint and
-takes requests along it. What lanes, limits and turns have learned outlives a plan wherever the new
-config declares the same.
+A call that wants its answer piece by piece goes the same way until the answer has begun; what is
+settled after an answer is then settled when its last piece has gone.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from aiquery_serving import retry, traffic
 from aiquery_serving.admission import Admission
-from aiquery_serving.batching import OutputSizes, estimated_tokens
+from aiquery_serving.batching import estimated_tokens
 from aiquery_serving.clock import Clock
-from aiquery_serving.endpoint import Kind, ServedEntity
-from aiquery_serving.errors import (
-    AiQueryError,
-    EndpointNotFoundError,
-    ProviderRateLimitError,
-    TooManyRequestsError,
-)
+from aiquery_serving.endpoint import ServedEntity
+from aiquery_serving.errors import AiQueryError, ProviderRateLimitError, TooManyRequestsError
 from aiquery_serving.leases import Leases
-from aiquery_serving.messages import BatchEntity, Entity, RequestEntity, Response, Usage
-from aiquery_serving.pacing import Lane, Permit, Turns
-from aiquery_serving.registry import Serving
-
-
-class Servings(Protocol):
-    """What the gateway asks of a registry."""
-
-    def serving(self, name: str, *, wait: float | None = None) -> Serving:
-        """Return what an endpoint serves now; the same object for as long as it serves the same."""
-        ...
+from aiquery_serving.limits import GroupsOf
+from aiquery_serving.messages import Response, Stream, Usage
+from aiquery_serving.pacing import Lane, Permit
+from aiquery_serving.plans import Plan, Plans, Servings, Stop
+from aiquery_serving.streaming import Ending
 
 
 class Meter(Protocol):
@@ -68,100 +54,39 @@ class _Unmetered:
 _UNMETERED = _Unmetered()
 
 
-class Stop:
-    """One served entity of one config, as the gateway reaches it."""
-
-    __slots__ = ("entity", "lane", "name", "send", "served")
-
-    def __init__(self, served: ServedEntity, entity: Entity, lane: Lane) -> None:
-        self.name = served.name
-        self.served, self.entity, self.lane = served, entity, lane
-        self.send = entity.send if isinstance(entity, RequestEntity) else self._query
-
-    async def _query(self, body: Mapping[str, Any]) -> Response:
-        """Ask a model in this process: on a thread, for it may compute for long."""
-        entity = cast("BatchEntity", self.entity)
-        return Response(body=await asyncio.to_thread(entity.query, body))
-
-
-class Plan:
-    """What the gateway derives from one state of an endpoint, and keeps until the next."""
-
-    __slots__ = ("admission", "routed", "serving", "sizes", "stops", "turns")
-
-    admission: Admission
-    sizes: OutputSizes
-    stops: dict[str, Stop]
-    turns: Turns
-
-    def __init__(self, serving: Serving, before: Plan | None, clock: Clock, leases: Leases | None) -> None:
-        config = serving.config
-        self.serving = serving
-        self.sizes = before.sizes if before else OutputSizes()
-        self.admission = before.admission if before else Admission(serving.name, (), clock, leases)
-        kept = {stop.name: stop for stop in before.stops.values()} if before else {}
-        self.stops = {
-            served.name: _stop(served, serving.entities[served.name], kept, clock) for served in config.served_entities
-        }
-        same = before is not None and before.turns.routes == config.routes
-        self.turns = before.turns if before and same else Turns(config.routes)
-        self.routed = [self.stops[route.served_entity_name] for route in config.routes]
-
-    def appetite(self) -> int:
-        """Return how many calls the served entities that have traffic take at once, as far as is known now."""
-        if self.serving.config.kind is Kind.CUSTOM:
-            return 1
-        live = {route.served_entity_name for route in self.turns.routes if route.traffic_percentage}
-        return max(1, sum(int(stop.lane.window.size) for stop in self.routed if stop.name in live))
-
-    def stop(self, name: str) -> Stop:
-        """Return the served entity of that name.
-
-        Raises:
-            EndpointNotFoundError: The endpoint has none.
-        """
-        found = self.stops.get(name)
-        if found is None:
-            raise EndpointNotFoundError(
-                f"Endpoint '{self.serving.name}' has no served entity '{name}'. It serves: {', '.join(self.stops)}."
-            )
-        return found
-
-
-def _stop(served: ServedEntity, entity: Entity, kept: Mapping[str, Stop], clock: Clock) -> Stop:
-    """Reach an entity; one whose declaration is unchanged keeps what its lane has learned."""
-    before = kept.get(served.name)
-    if before is not None and before.served == served:
-        return Stop(served, entity, before.lane)
-    return Stop(served, entity, Lane(served.name, served.concurrency, clock))
-
-
 class Call:
-    """One request on its way."""
+    """One request on its way; `rows` counts its inputs, and `guarded` says whether guardrails look at it.
+
+    One that wants its answer in pieces (`streamed`) collects in `endings` what is to be done after the last.
+    """
 
     __slots__ = (
-        "attempts", "body", "caller", "endpoint", "entity", "job", "key", "meter", "patient", "rows", "sent",
-        "served_entity",
+        "attempts", "body", "caller", "endings", "endpoint", "entity", "guarded", "job", "key", "meter", "patient",
+        "rows", "sent", "served_entity", "streamed",
     )  # fmt: skip
 
     def __init__(
         self,
         endpoint: str,
         body: Mapping[str, Any],
-        key: bytes | None,
-        served_entity: str | None,
-        caller: str,
         *,
-        patient: bool,
-        rows: int,
+        key: bytes | None = None,
+        served_entity: str | None = None,
+        caller: str = "",
+        patient: bool = True,
+        rows: int = 1,
         meter: Meter | None = None,
         job: str = "",
+        streamed: bool = False,
+        guarded: bool = True,
     ) -> None:
         self.endpoint, self.body, self.key = endpoint, body, key
         self.served_entity, self.caller, self.patient = served_entity, caller, patient
         self.meter, self.job = meter or _UNMETERED, job
         self.rows, self.attempts, self.entity = rows, 0, ""
         self.sent: float | None = None
+        self.streamed, self.guarded = streamed, guarded
+        self.endings: list[Ending] = []
 
 
 class Delivery:
@@ -172,29 +97,20 @@ class Delivery:
         clock: Tells the time and waits.
         draw: Returns random numbers from 0 to 1; spreads retries.
         leases: What this process holds of rate limits that others share.
+        groups_of: Returns the groups of a caller.
     """
 
     def __init__(
-        self, registry: Servings, clock: Clock, draw: Callable[[], float], leases: Leases | None = None
+        self,
+        registry: Servings,
+        clock: Clock,
+        draw: Callable[[], float],
+        leases: Leases | None,
+        groups_of: GroupsOf,
     ) -> None:
-        self._registry, self._clock, self._draw, self._leases = registry, clock, draw, leases
-        self._plans: dict[str, Plan] = {}
-        self._planning = threading.Lock()
-
-    def plan(self, endpoint: str) -> Plan:
-        """Return how requests to an endpoint go now.
-
-        Raises:
-            AiQueryError: The endpoint does not exist, or has nothing loaded.
-        """
-        serving = self._registry.serving(endpoint)
-        plan = self._plans.get(endpoint)
-        if plan is not None and plan.serving is serving:
-            return plan
-        with self._planning:
-            plan = Plan(serving, self._plans.get(endpoint), self._clock, self._leases)
-            self._plans[endpoint] = plan
-        return plan
+        self._clock, self._draw, self._leases = clock, draw, leases
+        self._plans = Plans(registry, partial(Admission, clock=clock, leases=leases, groups_of=groups_of), clock)
+        self.plan = self._plans.of
 
     async def close(self) -> None:
         """Give back what others may have of shared limits."""
@@ -203,7 +119,7 @@ class Delivery:
 
     def waiting(self, endpoint: str) -> str | None:
         """Say in words what calls to an endpoint stand in line for, if any do. Only reads."""
-        plan = self._plans.get(endpoint)
+        plan = self._plans.known(endpoint)
         if plan is None:
             return None
         holdups = (stop.lane.holdup() for stop in plan.stops.values())
@@ -223,6 +139,21 @@ class Delivery:
             TooManyRequestsError: A rate limit is used up and the caller is not patient.
             AiQueryError: No entity answered after all retries.
         """
+        answer = await self._admitted(call, plan)
+        assert isinstance(answer, Response)  # noqa: S101 - the call is not streamed
+        return answer
+
+    async def open(self, call: Call, plan: Plan) -> Stream:
+        """Begin to answer a streamed call; `call.endings` are to be called when the answer has ended.
+
+        Raises:
+            As `deliver`.
+        """
+        answer = await self._admitted(call, plan)
+        assert isinstance(answer, Stream)  # noqa: S101 - the call is streamed
+        return answer
+
+    async def _admitted(self, call: Call, plan: Plan) -> Response | Stream:
         admission = self.admission(plan)
         if admission is None:
             return await self._delivered(call, plan)
@@ -231,7 +162,7 @@ class Delivery:
             tokens = self._reserved(call, plan, admission.limits.largest(call.caller))
         reservation = await admission.enter(call.caller, tokens, patient=call.patient)
         try:
-            response = await self._delivered(call, plan)
+            answer = await self._delivered(call, plan)
         except BaseException as error:
             if not call.attempts:
                 admission.unused(reservation)
@@ -239,8 +170,8 @@ class Delivery:
                 admission.settle(reservation, 0)
             raise
         # A provider that does not count leaves the estimate standing.
-        admission.settle(reservation, response.usage.total_tokens or tokens)
-        return response
+        _after(call, answer, lambda usage, _: admission.settle(reservation, usage.total_tokens or tokens))
+        return answer
 
     def _reserved(self, call: Call, plan: Plan, largest: float) -> int:
         """Estimate what a call will use; only its own text can make it too large for a limit."""
@@ -248,7 +179,7 @@ class Delivery:
         output = plan.sizes.expected(call.body) if "input" not in call.body else 0
         return prompt if prompt > largest else int(min(largest, prompt + output))
 
-    async def _delivered(self, call: Call, plan: Plan) -> Response:
+    async def _delivered(self, call: Call, plan: Plan) -> Response | Stream:
         """Send until there is an answer, or an error that more sending does not cure."""
         policy = retry.PATIENT if call.patient else retry.INTERACTIVE
         first = self._first(call, plan)
@@ -278,7 +209,7 @@ class Delivery:
             return plan.routed[traffic.choose(plan.turns.routes, call.key)]
         return plan.routed[plan.turns.next()]
 
-    async def _tried(self, call: Call, plan: Plan, first: Stop) -> Response:
+    async def _tried(self, call: Call, plan: Plan, first: Stop) -> Response | Stream:
         """Send once: to the chosen entity and, where fallback is on, to the others after it."""
         if not plan.serving.fallback or call.served_entity is not None:
             return await self._sent(call, plan, first)
@@ -294,7 +225,7 @@ class Delivery:
                     raise
         return await self._sent(call, plan, last)
 
-    async def _sent(self, call: Call, plan: Plan, stop: Stop) -> Response:
+    async def _sent(self, call: Call, plan: Plan, stop: Stop) -> Response | Stream:
         """Send once to one entity, when it can take the call."""
         size = partial(self._reserved, call, plan, math.inf)
         permit = await stop.lane.enter(size, patient=call.patient, again=call.attempts > 0)
@@ -303,27 +234,52 @@ class Delivery:
         except BaseException:
             stop.lane.unused(permit)
             raise
-        usage = None
         try:
-            response = await self._asked(call, stop, permit)
-            usage = response.usage
-        finally:
-            call.meter.settle(metered, usage)
-        if response.usage.completion_tokens:
-            plan.sizes.learn(response.usage.completion_tokens)
-        return response
+            answer = await self._asked(call, stop, permit)
+        except BaseException:
+            call.meter.settle(metered, None)
+            raise
 
-    async def _asked(self, call: Call, stop: Stop, permit: Permit) -> Response:
+        def settle(usage: Usage, error: BaseException | None) -> None:
+            call.meter.settle(metered, usage if error is None else None)
+            if usage.completion_tokens:
+                plan.sizes.learn(usage.completion_tokens)
+
+        _after(call, answer, settle)
+        return answer
+
+    async def _asked(self, call: Call, stop: Stop, permit: Permit) -> Response | Stream:
         """Ask an entity, and let its lane learn from how that ended."""
         call.attempts += 1
         call.entity, call.sent = stop.name, self._clock.now()
         try:
-            response = await stop.send(call.body)
+            answer = await (stop.stream(call.body) if call.streamed else stop.send(call.body))
         except AiQueryError as error:
             stop.lane.failed(permit, error)
             raise
         except BaseException:
             stop.lane.cancelled(permit)
             raise
-        stop.lane.answered(permit, response)
-        return response
+        if isinstance(answer, Response):
+            stop.lane.answered(permit, answer)
+        else:
+            call.endings.append(partial(_leave, stop.lane, permit, answer))
+        return answer
+
+
+def _after(call: Call, answer: Response | Stream, ending: Ending) -> None:
+    """Do what follows an answer: now that it is whole, or when its last piece has gone."""
+    if isinstance(answer, Response):
+        ending(answer.usage, None)
+    else:
+        call.endings.append(ending)
+
+
+def _leave(lane: Lane, permit: Permit, stream: Stream, usage: Usage, error: BaseException | None) -> None:
+    """Let a lane learn from how a streamed answer ended."""
+    if error is None:
+        lane.answered(permit, Response(body={}, usage=usage, hint=stream.hint))
+    elif isinstance(error, AiQueryError):
+        lane.failed(permit, error)
+    else:
+        lane.cancelled(permit)

@@ -3,7 +3,16 @@
     AiQueryError                    INTERNAL_ERROR            500
     ├── ConfigurationError          INVALID_PARAMETER_VALUE   400
     ├── InvalidRequestError         INVALID_PARAMETER_VALUE   400
-    │   └── MalformedRequestError   BAD_REQUEST               400
+    │   ├── MalformedRequestError   BAD_REQUEST               400
+    │   ├── PayloadTooLargeError    BAD_REQUEST               413
+    │   ├── MediaTypeError          BAD_REQUEST               415
+    │   ├── SlowRequestError        BAD_REQUEST               408
+    │   └── GuardrailError          BAD_REQUEST               400
+    ├── UnauthenticatedError        UNAUTHENTICATED           401
+    ├── PermissionDeniedError       PERMISSION_DENIED         403
+    ├── RouteNotFoundError          ENDPOINT_NOT_FOUND        404
+    │   └── MethodNotAllowedError   ENDPOINT_NOT_FOUND        405
+    ├── UnsupportedFeatureError     NOT_IMPLEMENTED           501
     ├── EndpointNotFoundError       RESOURCE_DOES_NOT_EXIST   404
     ├── EndpointExistsError         RESOURCE_ALREADY_EXISTS   409
     ├── UpdateConflictError         RESOURCE_CONFLICT         409
@@ -18,6 +27,8 @@
     └── InvocationError             INTERNAL_ERROR            500
         ├── CancelledCallError      CANCELLED                 499
         ├── ModelError              BAD_REQUEST               400
+        │   └── ModelCrashError     BAD_REQUEST               400
+        ├── OverloadedError         TEMPORARILY_UNAVAILABLE   503  retry
         └── ProviderError           INTERNAL_ERROR            502
             ├── ProviderRequestError      BAD_REQUEST              400
             │   └── RequestTooLargeError  BAD_REQUEST              413
@@ -67,6 +78,71 @@ class MalformedRequestError(InvalidRequestError):
     """A request has not one of the shapes that endpoints understand."""
 
     error_code = "BAD_REQUEST"
+
+
+class PayloadTooLargeError(InvalidRequestError):
+    """A request body is larger than the endpoint takes."""
+
+    error_code = "BAD_REQUEST"
+    http_status = 413
+
+
+class MediaTypeError(InvalidRequestError):
+    """A request body is of a kind or an encoding that the server does not read."""
+
+    error_code = "BAD_REQUEST"
+    http_status = 415
+
+
+class SlowRequestError(InvalidRequestError):
+    """A client took too long to send its request."""
+
+    error_code = "BAD_REQUEST"
+    http_status = 408
+
+
+class GuardrailError(InvalidRequestError):
+    """A guardrail of the endpoint refuses a request or its answer; `finish_reason` says which."""
+
+    error_code = "BAD_REQUEST"
+
+    def __init__(self, message: str, *, finish_reason: str) -> None:
+        super().__init__(message)
+        self.finish_reason = finish_reason
+
+
+class UnauthenticatedError(AiQueryError):
+    """Nobody is known by the token of a request, or there is no token."""
+
+    error_code = "UNAUTHENTICATED"
+    http_status = 401
+
+
+class PermissionDeniedError(AiQueryError):
+    """Whoever asks may not do that."""
+
+    error_code = "PERMISSION_DENIED"
+    http_status = 403
+
+
+class RouteNotFoundError(AiQueryError):
+    """The server has no route of that path."""
+
+    error_code = "ENDPOINT_NOT_FOUND"
+    http_status = 404
+
+
+class MethodNotAllowedError(RouteNotFoundError):
+    """The route is there, for another method."""
+
+    http_status = 405
+
+
+class UnsupportedFeatureError(AiQueryError):
+    """The API has this, and this server does not."""
+
+    error_code = "NOT_IMPLEMENTED"
+    http_status = 501
 
 
 class EndpointNotFoundError(AiQueryError):
@@ -162,6 +238,18 @@ class ModelError(InvocationError):
 
     error_code = "BAD_REQUEST"
     http_status = 400
+
+
+class ModelCrashError(ModelError):
+    """The process of a model ended while it answered this request, twice."""
+
+
+class OverloadedError(InvocationError):
+    """All replicas of a model are busy or starting, and too many wait already."""
+
+    error_code = "TEMPORARILY_UNAVAILABLE"
+    http_status = 503
+    retryable = True
 
 
 class ProviderError(InvocationError):

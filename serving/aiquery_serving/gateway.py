@@ -9,29 +9,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from aiquery_serving import traffic
-from aiquery_serving.batching import halves
+from aiquery_serving.access import CAN_QUERY, Access
 from aiquery_serving.clock import Clock, SystemClock
-from aiquery_serving.delivery import Call, Delivery, Meter, Plan, Servings, Stop
+from aiquery_serving.delivery import Call, Delivery, Meter
 from aiquery_serving.endpoint import Kind
 from aiquery_serving.errors import (
     AiQueryError,
-    CancelledCallError,
     InvalidRequestError,
     ModelError,
-    ProviderRequestError,
-    ProviderResponseError,
 )
 from aiquery_serving.leases import Leases
-from aiquery_serving.messages import BatchEntity, Json, Response, Usage
+from aiquery_serving.messages import BatchEntity, Json, Response, Stream
+from aiquery_serving.packing import packed
+from aiquery_serving.plans import Plan, Servings, Stop
+from aiquery_serving.recording import NOTHING, Recorder
 from aiquery_serving.registry import Serving
-from aiquery_serving.usage import OK, Invocation
+from aiquery_serving.splitting import in_parts
+from aiquery_serving.streaming import Streamed
+from aiquery_serving.usage import Invocation
 
 
 class Gateway:
@@ -43,6 +46,7 @@ class Gateway:
         usage: Called with every invocation of a served entity when it has ended.
         draw: Returns random numbers from 0 to 1; spreads retries.
         leases: Shares rate limits with the other processes of a workspace; without, this process counts alone.
+        access: Says who may query an endpoint; without, everybody may.
     """
 
     def __init__(
@@ -53,11 +57,13 @@ class Gateway:
         usage: Callable[[Invocation], object] | None = None,
         draw: Callable[[], float] = random.random,
         leases: Leases | None = None,
+        access: Access | None = None,
     ) -> None:
+        self._access = access
         self._registry = registry
         self._clock = clock or SystemClock()
-        self._usage = usage or (lambda _: None)
-        self._delivery = Delivery(registry, self._clock, draw, leases)
+        self._recorder = Recorder(self._clock, usage or (lambda _: None))
+        self._delivery = Delivery(registry, self._clock, draw, leases, access.groups_of if access else _no_groups)
 
     def serving(self, endpoint: str, *, wait: float | None = None) -> Serving:
         """Return what an endpoint serves now.
@@ -100,12 +106,67 @@ class Gateway:
             job: The job that asks, for the record.
 
         Raises:
+            PermissionDeniedError: The caller may not query the endpoint.
             TooManyRequestsError: A rate limit is used up and the caller is not patient.
             JobStoppedError: The meter refused a send.
             AiQueryError: The endpoint cannot be asked, or did not answer after all retries.
         """
-        call = Call(endpoint, body, key, served_entity, caller, patient=patient, rows=1, meter=meter, job=job)
-        return await self._recorded(call)
+        return await self._recorded(
+            Call(
+                endpoint,
+                body,
+                key=key,
+                served_entity=served_entity,
+                caller=caller,
+                patient=patient,
+                meter=meter,
+                job=job,
+            )
+        )
+
+    async def stream(
+        self,
+        endpoint: str,
+        body: Mapping[str, Any],
+        *,
+        key: bytes | None = None,
+        served_entity: str | None = None,
+        caller: str = "",
+        patient: bool = True,
+        job: str = "",
+    ) -> Streamed:
+        """Begin to answer one request piece by piece (contract D.5).
+
+        Limits, retries and fallbacks come before the first piece; an answer that breaks off later raises. A served
+        entity that cannot answer in pieces gives its whole answer in two.
+
+        Args:
+            endpoint: Its name.
+            body: The REST request body. Its `stream_options.include_usage` asks for the chunk of usage.
+            key: As in `invoke`.
+            served_entity: As in `invoke`.
+            caller: As in `invoke`.
+            patient: As in `invoke`.
+            job: As in `invoke`.
+
+        Raises:
+            As `invoke`, before the answer has begun.
+        """
+        options = body.get("stream_options")
+        asked = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
+        call = Call(
+            endpoint,
+            asked,
+            key=key,
+            served_entity=served_entity,
+            caller=caller,
+            patient=patient,
+            job=job,
+            streamed=True,
+        )
+        stream = await self._opened(call)
+        wanted = isinstance(options, Mapping) and bool(options.get("include_usage"))
+        return Streamed(stream, call.entity, call.endings, usage_wanted=wanted)
 
     async def query(
         self,
@@ -154,24 +215,16 @@ class Gateway:
             meter: As in `invoke`.
             job: As in `invoke`.
         """
-        answers: list[list[float] | AiQueryError] = []
-        runs = [range(len(inputs))] if inputs else []
-        while runs:
-            run = runs.pop()
-            body = {**(params or {}), "input": list(inputs[run.start : run.stop])}
+
+        async def ask(run: Sequence[str]) -> Response:
+            body = {**(params or {}), "input": list(run)}
             call = Call(
-                endpoint, body, key, served_entity, caller, patient=patient, rows=len(run), meter=meter, job=job
+                endpoint, body, key=key, served_entity=served_entity, caller=caller, patient=patient, rows=len(run),
+                meter=meter, job=job,
             )  # fmt: skip
-            try:
-                answers += _vectors(await self._recorded(call), len(run))
-            except ProviderRequestError as error:
-                if len(run) == 1:
-                    answers.append(error)
-                else:
-                    runs += reversed(halves(run))
-            except AiQueryError as error:
-                answers += [error] * len(run)
-        return answers
+            return await self._recorded(call)
+
+        return await packed(inputs, ask)
 
     async def admit(
         self,
@@ -188,7 +241,7 @@ class Gateway:
             TooManyRequestsError: A rate limit is used up and the caller is not patient.
             InvalidRequestError: The tokens are more than a whole limit.
         """
-        admission = self._delivery.admission(self._delivery.plan(endpoint))
+        admission = self._delivery.admission(self._planned(endpoint, caller))
         if admission is None:
             return
         for number in range(calls):
@@ -237,34 +290,21 @@ class Gateway:
             caller: Who asks, for the record.
 
         Raises:
+            PermissionDeniedError: The caller may not query the endpoint.
             InvalidRequestError: The rows do not fit the model, or the endpoint is external.
             ModelError: The model raised, or served entities answer with types that do not mix.
         """
-        plan = self._delivery.plan(endpoint)
+        plan = self._planned(endpoint, caller)
         if plan.serving.config.kind is Kind.EXTERNAL:
             raise InvalidRequestError(
                 f"Endpoint '{endpoint}' serves an external model, which takes requests one by one, "
                 "not rows in batches: send it requests."
             )
-        if len(plan.routed) == 1 or rows.num_rows == 0:
-            return self._predict_part(plan, plan.routed[0], rows, params, caller)
-        parts = traffic.split(self._known_routes(plan, routes, rows.num_rows))
-        answers = [
-            self._predict_part(plan, plan.routed[route], _taken(rows, places), params, caller)
-            for route, places in parts
-        ]
-        return _merged(endpoint, answers, [places for _, places in parts])
+        return in_parts(plan, rows, routes, lambda stop, part: self._predict_part(plan, stop, part, params, caller))
 
     async def close(self) -> None:
         """Leave what is left of shared rate limits to other processes."""
         await self._delivery.close()
-
-    def _known_routes(self, plan: Plan, routes: NDArray[Any] | None, count: int) -> NDArray[Any]:
-        if routes is None:
-            return plan.turns.draw(count)
-        if not len(routes) or int(routes.max()) < len(plan.routed):
-            return routes
-        return np.where(routes < len(plan.routed), routes, plan.turns.draw(count))
 
     def _predict_part(
         self,
@@ -274,116 +314,56 @@ class Gateway:
         params: Mapping[str, Any] | None,
         caller: str,
     ) -> pa.Array:
-        call = Call(
-            plan.serving.name, {}, None, None, caller, patient=True, rows=rows.num_rows
-        )  # fmt: skip
+        call = Call(plan.serving.name, {}, caller=caller, rows=rows.num_rows)
         call.entity, call.attempts = stop.name, 1
-        since, status = self._now(), "Exception"
+        began = self._recorder.begin()
         try:
-            answers = cast("BatchEntity", stop.entity).predict(rows, params)
-            if len(answers) != rows.num_rows:
-                raise ModelError(
-                    f"Served entity '{stop.name}' gave {len(answers)} answers to {rows.num_rows} "
-                    "rows: a model must answer every row once."
-                )
-            status = OK
-        except Exception as error:
-            status = type(error).__name__
+            answers = _one_per_row(stop.name, cast("BatchEntity", stop.entity).predict(rows, params), rows)
+        except BaseException as error:
+            self._recorder.end(call, plan, began, NOTHING, error)
             raise
-        finally:
-            self._record(call, plan, since, status, _NOTHING)
+        self._recorder.end(call, plan, began, NOTHING, None)
         return answers
+
+    def _planned(self, endpoint: str, caller: str) -> Plan:
+        """Return how requests to an endpoint go now, for one who may send it any."""
+        plan = self._delivery.plan(endpoint)
+        if self._access is not None:
+            serving = plan.serving
+            self._access.require(serving.name, serving.endpoint_id, serving.creator, caller, CAN_QUERY)
+        return plan
+
+    async def _opened(self, call: Call) -> Stream:
+        plan, began = self._planned(call.endpoint, call.caller), self._recorder.begin()
+        try:
+            stream = await self._delivery.open(call, plan)
+        except BaseException as error:
+            self._recorder.end(call, plan, began, NOTHING, error)
+            raise
+        call.endings.append(partial(self._recorder.end, call, plan, began))
+        return stream
 
     async def _recorded(self, call: Call) -> Response:
-        since = self._now()
-        status, usage = CancelledCallError.__name__, _NOTHING
-        plan = self._delivery.plan(call.endpoint)
+        plan, began = self._planned(call.endpoint, call.caller), self._recorder.begin()
         try:
             response = await self._delivery.deliver(call, plan)
-            status, usage = OK, response.usage
-        except Exception as error:
-            status = type(error).__name__
+        except BaseException as error:
             if isinstance(error, AiQueryError):
                 error.attempts = call.attempts
+            self._recorder.end(call, plan, began, NOTHING, error)
             raise
-        finally:
-            if call.attempts:
-                self._record(call, plan, since, status, usage)
-        return Response(
-            body=response.body, usage=usage, hint=response.hint, served_entity=call.entity, attempts=call.attempts
-        )
-
-    def _record(self, call: Call, plan: Plan, since: tuple[int, float], status: str, usage: Usage) -> None:
-        # What a call waited for its turn says nothing of the entity: its latency is that of the last try.
-        started_ms, began = since
-        began = began if call.sent is None else call.sent
-        self._usage(
-            Invocation(
-                call.endpoint,
-                call.entity,
-                plan.serving.config.config_version,
-                started_ms,
-                (self._clock.now() - began) * 1000,
-                call.rows,
-                usage.prompt_tokens,
-                usage.completion_tokens,
-                status,
-                call.attempts,
-                call.caller,
-                call.job,
-            )
-        )
-
-    def _now(self) -> tuple[int, float]:
-        return self._clock.epoch_ms(), self._clock.now()
+        self._recorder.end(call, plan, began, response.usage, None)
+        return replace(response, served_entity=call.entity, attempts=call.attempts)
 
 
-_NOTHING = Usage()
-
-
-def _vectors(response: Response, count: int) -> list[list[float]]:
-    """Return the vectors of an embeddings answer in the order of its inputs."""
-    data = response.body.get("data")
-    if not isinstance(data, list) or len(data) != count:
-        given = len(data) if isinstance(data, list) else "no"
-        raise ProviderResponseError(
-            f"Served entity '{response.served_entity}' gave {given} embeddings to {count} inputs."
-        )
-    try:
-        ordered = sorted(enumerate(data), key=lambda item: item[1].get("index", item[0]))
-        return [item["embedding"] for _, item in ordered]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ProviderResponseError(
-            f"Served entity '{response.served_entity}' answered with embeddings that cannot be read: each needs "
-            "an `index` and an `embedding`."
-        ) from error
-
-
-def _taken(rows: pa.RecordBatch, places: NDArray[np.intp]) -> pa.RecordBatch:
-    return rows if len(places) == rows.num_rows else rows.take(pa.array(places))
-
-
-def _merged(endpoint: str, answers: list[pa.Array], places: list[NDArray[np.intp]]) -> pa.Array:
-    """Put the answers of all parts back into row order."""
-    if len(answers) == 1:
-        return answers[0]
-    order = np.concatenate(places)
-    back = np.empty(len(order), dtype=np.int64)
-    back[order] = np.arange(len(order))
-    return pa.concat_arrays(_of_one_type(endpoint, answers)).take(pa.array(back))
-
-
-def _of_one_type(endpoint: str, answers: list[pa.Array]) -> list[pa.Array]:
-    """Bring the answers of several models to a common type, as INT and DOUBLE have one."""
-    if len({answer.type for answer in answers}) == 1:
-        return answers
-    schemas = [pa.schema([("answer", answer.type)]) for answer in answers]
-    try:
-        common = pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        return [answer.cast(common) for answer in answers]
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        types = " and ".join(sorted({str(answer.type) for answer in answers}))
+def _one_per_row(name: str, answers: pa.Array, rows: pa.RecordBatch) -> pa.Array:
+    if len(answers) != rows.num_rows:
         raise ModelError(
-            f"The served entities of endpoint '{endpoint}' answer with types that do not mix: "
-            f"{types}. Give the models one output type, or route all traffic to one of them."
-        ) from error
+            f"Served entity '{name}' gave {len(answers)} answers to {rows.num_rows} "
+            "rows: a model must answer every row once."
+        )
+    return answers
+
+
+def _no_groups(_: str) -> frozenset[str]:
+    return frozenset()

@@ -1,11 +1,10 @@
 """Decides when a call may go: declared rate limits, learned ones, cool-downs, and a window.
 
-Theory of operation. A declared limit counts over a rolling window: a call at `t` counts until just
-before `t + period`. What was spent is kept as a queue of entries, each with the instant at which it
-stops counting; asking (`wait`) and spending (`take`) are separate verbs, so several limits can be
-asked before any is spent. Tokens are reserved when a call goes and corrected when its answer says
-what it used (`settle`). Big limits merge entries that lie within a thousandth of the period, and
-count them all until the last one leaves: memory stays bounded, and the limit is never exceeded.
+Theory of operation. A declared limit counts over a rolling window: a call at `t` counts until just before `t + period`.
+What was spent is kept as a queue of entries, each with the instant at which it stops counting; asking (`wait`) and
+spending (`take`) are separate verbs, so several limits can be asked before any is spent. Tokens are reserved when a
+call goes and corrected when its answer says what it used (`settle`). Big limits merge entries within a thousandth of
+the period, and count them all until the last one leaves: memory stays bounded, and the limit is never exceeded.
 
 Nobody here reads a clock: everything is told `now`, in seconds of any clock that only grows.
 """
@@ -14,9 +13,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from aiquery_serving.endpoint import RateLimit
 from aiquery_serving.errors import InvalidRequestError, TooManyRequestsError
@@ -30,6 +29,8 @@ _EXACT = 4096
 _GRAIN = 1 / 1000
 #: Callers known before those with nothing left to count are forgotten.
 _CALLERS = 1024
+#: Says which groups a caller is in.
+GroupsOf: TypeAlias = Callable[[str], frozenset[str]]
 
 
 class Spent:
@@ -180,11 +181,13 @@ class Exceeded(NamedTuple):
 class Limits:
     """All rate limits declared on an endpoint; the strictest wins (contract C.6).
 
-    `endpoint` counts everybody together and `user` every caller apart; with a `principal` (and for
-    `service_principal` and `user_group`, which have one) only the caller of that name counts.
+    `endpoint` counts everybody together, `user` every caller apart, `user_group` the members of its principal
+    together. With a `principal`, `user` and `service_principal` count the caller of that name alone. `groups_of` is
+    asked on every call, so it has to be quick.
     """
 
-    def __init__(self, declared: Iterable[RateLimit] = ()) -> None:
+    def __init__(self, declared: Iterable[RateLimit] = (), groups_of: GroupsOf = lambda _: frozenset()) -> None:
+        self._groups_of = groups_of
         self._windows: dict[tuple[str, str | None, str, str], RollingLimit] = {}
         self._sweep_at = _CALLERS
         self.declare(declared)
@@ -197,13 +200,11 @@ class Limits:
             rules[same] = _stricter(rules.get(same, limit), limit)
         self._declared = tuple(rules.values())
         self.counts_tokens = any(limit.tokens is not None for limit in self._declared)
-        for name in list(self._windows):
-            rule = rules.get(name[:3])
-            if rule is None:
-                del self._windows[name]
-            else:
-                self._windows[name].calls = rule.calls
-                self._windows[name].tokens = rule.tokens
+        self._groups = frozenset(limit.principal or "" for limit in self._declared if limit.key == "user_group")
+        self._windows = {name: window for name, window in self._windows.items() if name[:3] in rules}
+        for name, window in self._windows.items():
+            rule = rules[name[:3]]
+            window.calls, window.tokens = rule.calls, rule.tokens
 
     def __bool__(self) -> bool:
         return bool(self._declared)
@@ -234,21 +235,25 @@ class Limits:
                 f"allows {largest:.0f} per minute: send a shorter request or raise the limit."
             )
 
-    def strictest(self, caller: str, now: float, tokens: int) -> Exceeded:
-        """Return what holds up a call for longest."""
-        window, limit = max(self._counting(caller, now), key=lambda pair: pair[0].wait(now, tokens))
-        return Exceeded(limit, window.exceeded(now), window.wait(now, tokens))
+    def strictest(self, caller: str, now: float, tokens: int) -> Exceeded | None:
+        """Return what holds up a call for longest; None when nothing counts its caller, who may have left a group."""
+        every = (Exceeded(one, w.exceeded(now), w.wait(now, tokens)) for w, one in self._counting(caller, now))
+        return max(every, key=lambda exceeded: exceeded.wait, default=None)
 
     def applying(self, caller: str) -> list[RateLimit]:
         """Return the limits that count a caller, no two of which count the same."""
-        return [limit for limit in self._declared if _applies(limit, caller)]
+        groups, own = self.counted_groups(caller), (None, caller)
+        return [each for each in self._declared if each.principal in (groups if each.key == "user_group" else own)]
+
+    def counted_groups(self, caller: str) -> frozenset[str]:
+        """Return those groups of a caller that a limit counts."""
+        return self._groups & self._groups_of(caller) if self._groups else self._groups
 
     def _counting(self, caller: str, now: float) -> list[tuple[RollingLimit, RateLimit]]:
         return [(self._window(limit, caller, now), limit) for limit in self.applying(caller)]
 
     def _window(self, limit: RateLimit, caller: str, now: float) -> RollingLimit:
-        whose = "" if limit.key == "endpoint" else caller
-        name = (limit.key, limit.principal, limit.renewal_period, whose)
+        name = (limit.key, limit.principal, limit.renewal_period, counted_apart(limit, caller))
         window = self._windows.get(name)
         if window is None:
             self._sweep(now)
@@ -271,8 +276,9 @@ def _less(one: int | None, other: int | None) -> int | None:
     return min((amount for amount in (one, other) if amount is not None), default=None)
 
 
-def _applies(limit: RateLimit, caller: str) -> bool:
-    return limit.principal is None or limit.principal == caller
+def counted_apart(limit: RateLimit, caller: str) -> str:
+    """Return whom of its callers a limit counts apart from the others; empty when it counts them together."""
+    return caller if limit.key == "user" else ""
 
 
 def refusal(endpoint: str, exceeded: Exceeded) -> TooManyRequestsError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
@@ -64,6 +64,48 @@ class Response:
     hint: LimitHint | None = None
     served_entity: str = ""
     attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """One answer as it comes, from an entity that has begun to give it.
+
+    `chunks` yields `chat.completion.chunk` or `text_completion` objects (contract D.5). What the answer used
+    is in the `usage` of its last chunk, whose `choices` may be empty. Closing the generator hangs up.
+    """
+
+    chunks: AsyncGenerator[Json, None]
+    hint: LimitHint | None = None
+
+
+@runtime_checkable
+class StreamingEntity(Protocol):
+    """A served entity that takes one request at a time and can answer it piece by piece."""
+
+    async def stream(self, body: Mapping[str, Any]) -> Stream:
+        """Begin to answer one REST request body; returns when the answer has begun.
+
+        Called on the event loop, never retries: as `RequestEntity.send`. Errors from before the first
+        chunk are raised here; `chunks` raises those that come later.
+
+        Raises:
+            ProviderError: One of its kinds.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingModel(Protocol):
+    """A model in this process, or in one of its workers, that can answer piece by piece."""
+
+    def stream(self, payload: Mapping[str, Any]) -> Iterator[Json]:
+        """Yield the pieces of one answer. Iterated on a thread; closed from it when nobody listens any more.
+
+        Raises:
+            InvalidRequestError: The input does not fit, or the model cannot stream.
+            ModelError: The model raised.
+        """
+        ...
 
 
 @runtime_checkable

@@ -60,8 +60,45 @@ CREATE TABLE jobs (
 );
 """
 
+_ACCESS = """
+CREATE TABLE tokens (
+    id TEXT PRIMARY KEY, digest BLOB NOT NULL, kind TEXT NOT NULL, principal TEXT NOT NULL, comment TEXT NOT NULL,
+    created_ms INTEGER NOT NULL, expires_ms INTEGER
+);
+CREATE TABLE members (group_name TEXT NOT NULL, principal TEXT NOT NULL, PRIMARY KEY (group_name, principal));
+CREATE TABLE permissions (
+    endpoint_id TEXT NOT NULL, kind TEXT NOT NULL, principal TEXT NOT NULL, level TEXT NOT NULL,
+    PRIMARY KEY (endpoint_id, kind, principal)
+);
+
+-- As with endpoints: other processes watch one number.
+CREATE TABLE access_revision (number INTEGER NOT NULL);
+INSERT INTO access_revision VALUES (0);
+CREATE TRIGGER tokens_insert AFTER INSERT ON tokens BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER tokens_update AFTER UPDATE ON tokens BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER tokens_delete AFTER DELETE ON tokens BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER members_insert AFTER INSERT ON members BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER members_update AFTER UPDATE ON members BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER members_delete AFTER DELETE ON members BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER permissions_insert AFTER INSERT ON permissions
+    BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER permissions_update AFTER UPDATE ON permissions
+    BEGIN UPDATE access_revision SET number = number + 1; END;
+CREATE TRIGGER permissions_delete AFTER DELETE ON permissions
+    BEGIN UPDATE access_revision SET number = number + 1; END;
+
+CREATE TABLE connections (name TEXT PRIMARY KEY, creator TEXT NOT NULL, document TEXT NOT NULL);
+
+-- What served entities said: `kind` is build (while loading) or serve.
+CREATE TABLE served_log (
+    endpoint_id TEXT NOT NULL, served_entity TEXT NOT NULL, kind TEXT NOT NULL, at_ms INTEGER NOT NULL,
+    line TEXT NOT NULL
+);
+CREATE INDEX served_log_by_entity ON served_log (endpoint_id, served_entity, kind, at_ms);
+"""
+
 #: One script per schema version. Only ever append: files of every older version are out there.
-MIGRATIONS = (_FIRST_SCHEMA, _JOBS_IN_USAGE, _JOBS)
+MIGRATIONS = (_FIRST_SCHEMA, _JOBS_IN_USAGE, _JOBS, _ACCESS)
 
 _DAMAGED = (
     "The workspace file '{path}' is damaged or is not a workspace ({reason}). Nothing in it was"

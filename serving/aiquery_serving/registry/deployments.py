@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, Kind, RateLimit
 from aiquery_serving.errors import (
@@ -51,6 +51,10 @@ class Serving:
     rate_limits: tuple[RateLimit, ...]
     #: Whether an error is retried on the endpoint's other served entities.
     fallback: bool
+    endpoint_id: str = ""
+    creator: str = ""
+    #: The AI Gateway block as it was declared (contract C.6).
+    ai_gateway: Mapping[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -328,6 +332,9 @@ def _serving(record: EndpointRecord, entities: Mapping[str, Entity]) -> Serving:
         entities=entities,
         rate_limits=(*record.rate_limits, *gateway_rate_limits(record.ai_gateway)),
         fallback=bool(fallback.get("enabled")),
+        endpoint_id=record.id,
+        creator=record.creator,
+        ai_gateway=record.ai_gateway,
     )
 
 

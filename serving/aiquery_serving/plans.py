@@ -1,0 +1,154 @@
+"""What the state of an endpoint means for its requests: the ways to its served entities, its limits and turns.
+
+What lanes, limits and turns have learned outlives a plan wherever the new config declares the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeGuard, cast
+
+from aiquery_serving.admission import Admission
+from aiquery_serving.batching import OutputSizes
+from aiquery_serving.clock import Clock
+from aiquery_serving.endpoint import Kind, RateLimit, ServedEntity
+from aiquery_serving.errors import EndpointNotFoundError
+from aiquery_serving.messages import (
+    BatchEntity,
+    Entity,
+    RequestEntity,
+    Response,
+    Stream,
+    StreamingEntity,
+    StreamingModel,
+)
+from aiquery_serving.pacing import Lane, Turns
+from aiquery_serving.registry import Serving
+from aiquery_serving.streaming import in_one_piece, on_a_thread
+
+
+class Servings(Protocol):
+    """What the gateway asks of a registry."""
+
+    def serving(self, name: str, *, wait: float | None = None) -> Serving:
+        """Return what an endpoint serves now; the same object for as long as it serves the same."""
+        ...
+
+
+class Stop:
+    """One served entity of one config, as the gateway reaches it."""
+
+    __slots__ = ("entity", "lane", "name", "send", "served", "stream")
+
+    def __init__(self, served: ServedEntity, entity: Entity, lane: Lane) -> None:
+        self.name = served.name
+        self.served, self.entity, self.lane = served, entity, lane
+        self.send = entity.send if isinstance(entity, RequestEntity) else self._query
+        self.stream = entity.stream if _streams(entity) else self._whole
+
+    async def _query(self, body: Mapping[str, Any]) -> Response:
+        """Ask a model in this process: on a thread, for it may compute for long."""
+        entity = cast("BatchEntity", self.entity)
+        return Response(body=await asyncio.to_thread(entity.query, body))
+
+    async def _whole(self, body: Mapping[str, Any]) -> Stream:
+        """Answer piece by piece what may only know whole answers."""
+        if getattr(self.entity, "can_stream", False):
+            return await on_a_thread(cast("StreamingModel", self.entity).stream(body))
+        return in_one_piece((await self.send(body)).body)
+
+
+class Plan:
+    """What the gateway derives from one state of an endpoint, and keeps until the next."""
+
+    __slots__ = ("admission", "routed", "serving", "sizes", "stops", "turns")
+
+    admission: Admission
+    sizes: OutputSizes
+    stops: dict[str, Stop]
+    turns: Turns
+
+    def __init__(self, serving: Serving, before: Plan | Admission, clock: Clock) -> None:
+        known = before if isinstance(before, Plan) else None
+        config = serving.config
+        self.serving = serving
+        self.sizes = known.sizes if known else OutputSizes()
+        self.admission = before.admission if isinstance(before, Plan) else before
+        kept = known.stops if known else {}
+        self.stops = {
+            served.name: _stop(served, serving.entities[served.name], kept, clock) for served in config.served_entities
+        }
+        same = known is not None and known.turns.routes == config.routes
+        self.turns = known.turns if known and same else Turns(config.routes)
+        self.routed = [self.stops[route.served_entity_name] for route in config.routes]
+
+    def appetite(self) -> int:
+        """Return how many calls the served entities that have traffic take at once, as far as is known now."""
+        if self.serving.config.kind is Kind.CUSTOM:
+            return 1
+        live = {route.served_entity_name for route in self.turns.routes if route.traffic_percentage}
+        return max(1, sum(int(stop.lane.window.size) for stop in self.routed if stop.name in live))
+
+    def stop(self, name: str) -> Stop:
+        """Return the served entity of that name.
+
+        Raises:
+            EndpointNotFoundError: The endpoint has none.
+        """
+        found = self.stops.get(name)
+        if found is None:
+            raise EndpointNotFoundError(
+                f"Endpoint '{self.serving.name}' has no served entity '{name}'. It serves: {', '.join(self.stops)}."
+            )
+        return found
+
+
+def _stop(served: ServedEntity, entity: Entity, kept: Mapping[str, Stop], clock: Clock) -> Stop:
+    """Reach an entity; one whose declaration is unchanged keeps what its lane has learned."""
+    before = kept.get(served.name)
+    if before is not None and before.served == served:
+        return Stop(served, entity, before.lane)
+    return Stop(served, entity, Lane(served.name, served.concurrency, clock))
+
+
+def _streams(entity: Entity) -> TypeGuard[StreamingEntity]:
+    # A model of ours has a `stream` too, which is iterated on a thread.
+    return isinstance(entity, RequestEntity) and isinstance(entity, StreamingEntity)
+
+
+class Plans:
+    """The plan of every endpoint that was asked, each made anew when the endpoint has changed.
+
+    Args:
+        registry: Says what an endpoint serves.
+        admission: Makes what admits the calls to an endpoint of that name, with these limits.
+        clock: Tells the time and waits.
+    """
+
+    def __init__(
+        self, registry: Servings, admission: Callable[[str, tuple[RateLimit, ...]], Admission], clock: Clock
+    ) -> None:
+        self._registry, self._admission, self._clock = registry, admission, clock
+        self._plans: dict[str, Plan] = {}
+        self._planning = threading.Lock()
+
+    def of(self, endpoint: str) -> Plan:
+        """Return how requests to an endpoint go now. From any thread.
+
+        Raises:
+            AiQueryError: The endpoint does not exist, or has nothing loaded.
+        """
+        serving = self._registry.serving(endpoint)
+        plan = self._plans.get(endpoint)
+        if plan is not None and plan.serving is serving:
+            return plan
+        with self._planning:
+            plan = Plan(serving, self._plans.get(endpoint) or self._admission(endpoint, ()), self._clock)
+            self._plans[endpoint] = plan
+        return plan
+
+    def known(self, endpoint: str) -> Plan | None:
+        """Return the last plan of an endpoint, if anything has asked it yet."""
+        return self._plans.get(endpoint)

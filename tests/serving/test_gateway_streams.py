@@ -1,0 +1,243 @@
+"""An answer that comes piece by piece goes the way of every other, and is settled when it has ended."""
+
+import asyncio
+import threading
+from contextlib import aclosing
+
+import pytest
+
+from aiquery.testing import ManualClock
+from aiquery_serving import errors
+from aiquery_serving.endpoint import EndpointConfig, ExternalModel, RateLimit, Route, ServedEntity
+from aiquery_serving.gateway import Gateway
+from aiquery_serving.messages import Response, Stream, Usage
+from aiquery_serving.registry import Serving
+from aiquery_serving.streaming import pieces
+
+BODY = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+WORDS = ["one ", "two ", "three"]
+USAGE = {"prompt_tokens": 4, "completion_tokens": 3}
+
+
+def chunk(text, **more):
+    return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}}], **more}
+
+
+def text_of(chunks):
+    return "".join(c["choices"][0].get("delta", {}).get("content", "") for c in chunks if c["choices"])
+
+
+class Speaker:
+    """A provider's entity that says its words one by one; `fails` before them, or `breaks` after some."""
+
+    task = "llm/v1/chat"
+
+    def __init__(self, fails=(), breaks=None):
+        self.fails, self.breaks = list(fails), breaks
+        self.asked, self.hung_up = [], 0
+
+    async def send(self, body):
+        return Response(body={}, usage=Usage(1, 1))
+
+    async def close(self):
+        pass
+
+    async def stream(self, body):
+        self.asked.append(body)
+        if self.fails and (error := self.fails.pop(0)) is not None:
+            raise error
+        return Stream(chunks=self._chunks())
+
+    async def _chunks(self):
+        try:
+            for place, word in enumerate(WORDS):
+                if self.breaks is not None and place == self.breaks[0]:
+                    raise self.breaks[1]
+                await asyncio.sleep(0)
+                yield chunk(word)
+            yield {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+        except GeneratorExit:
+            self.hung_up += 1
+            raise
+
+
+class Whole:
+    """A provider's entity that knows whole answers only."""
+
+    task = "llm/v1/chat"
+
+    async def send(self, body):
+        assert "stream" not in body
+        message = {"role": "assistant", "content": "all of it"}
+        body = {"object": "chat.completion", "id": "1", "choices": [{"index": 0, "message": message}], "usage": USAGE}
+        return Response(body=body, usage=Usage(4, 3))
+
+    async def close(self):
+        pass
+
+
+class Teller:
+    """A model of ours that yields its pieces; remembers the threads that asked for them."""
+
+    input_schema = output_type = None
+    can_stream = True
+
+    def __init__(self, breaks=None):
+        self.breaks, self.threads, self.closed = breaks, set(), threading.Event()
+
+    def predict(self, rows, params=None):
+        raise NotImplementedError
+
+    def query(self, payload):
+        return {"predictions": [1]}
+
+    def stream(self, payload):
+        try:
+            for place, word in enumerate(WORDS):
+                self.threads.add(threading.get_ident())
+                if place == self.breaks:
+                    raise errors.ModelError("broken")
+                yield chunk(word)
+        finally:
+            self.closed.set()
+
+
+class World:
+    def __init__(self, *, rate_limits=(), fallback=False, concurrency=None, **entities):
+        custom = isinstance(next(iter(entities.values())), Teller)
+        served = tuple(_served(name, concurrency, custom=custom) for name in entities)
+        routes = tuple(Route(name, 0 if place else 100) for place, name in enumerate(entities))
+        config = EndpointConfig(served_entities=served, routes=routes)
+        self.now = Serving("chat", config, entities, tuple(rate_limits), fallback)
+        self.usage, self.clock = [], ManualClock()
+        self.gateway = Gateway(self, clock=self.clock, usage=self.usage.append, draw=lambda: 1.0)
+
+    def serving(self, name, *, wait=None):
+        return self.now
+
+    async def said(self, **body):
+        async with await self.gateway.stream("chat", {**BODY, **body}, patient=False) as streamed:
+            return [chunk async for chunk in streamed]
+
+
+def _served(name, concurrency, *, custom):
+    if custom:
+        return ServedEntity(name=name, entity_name="m", entity_version="1", workload_size="Small")
+    model = ExternalModel(provider="openai", name="gpt", task="llm/v1/chat")
+    return ServedEntity(name=name, external_model=model, max_provisioned_concurrency=concurrency)
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def test_pieces_come_in_order_and_the_usage_is_recorded_at_the_end():
+    world = World(a=Speaker())
+    assert text_of(run(world.said())) == "one two three"
+    (record,) = world.usage
+    assert (record.status, record.prompt_tokens, record.completion_tokens) == ("ok", 4, 3)
+    assert "stream" not in world.now.entities["a"].asked[0]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_chunk_of_usage_is_passed_on_to_those_who_asked_for_it(asked):
+    chunks = run(World(a=Speaker()).said(stream_options={"include_usage": asked}))
+    assert any(chunk.get("usage") for chunk in chunks) is asked
+
+
+def test_what_fails_before_the_first_piece_is_retried_and_falls_back():
+    down = errors.ProviderUnavailableError("down")
+    world = World(a=Speaker(fails=[down]), b=Speaker(), fallback=True)
+
+    async def ask():
+        async with await world.gateway.stream("chat", BODY) as streamed:
+            return streamed.served_entity, [chunk async for chunk in streamed]
+
+    served, chunks = run(ask())
+    assert (served, text_of(chunks)) == ("b", "one two three")
+    assert [record.attempts for record in world.usage] == [2]
+
+
+def test_what_breaks_later_raises_and_is_recorded_once():
+    world = World(a=Speaker(breaks=(2, errors.ProviderResponseError("cut off"))))
+    with pytest.raises(errors.ProviderResponseError, match="cut off"):
+        run(world.said())
+    assert [record.status for record in world.usage] == ["ProviderResponseError"]
+
+
+def test_hanging_up_closes_the_answer_and_frees_its_place():
+    speaker = Speaker()
+    world = World(a=speaker, concurrency=1)
+
+    async def ask():
+        async with await world.gateway.stream("chat", BODY) as streamed:
+            await anext(streamed)
+        return await world.said()
+
+    assert text_of(run(ask())) == "one two three"
+    assert speaker.hung_up == 1
+    assert [record.status for record in world.usage] == ["CancelledCallError", "ok"]
+
+
+def test_an_answer_nobody_reads_still_frees_its_place():
+    world = World(a=Speaker(), concurrency=1)
+
+    async def ask():
+        await (await world.gateway.stream("chat", BODY)).aclose()
+        return await world.said()
+
+    assert text_of(run(ask())) == "one two three"
+
+
+def test_streams_count_in_rate_limits_and_impatient_callers_are_refused():
+    world = World(a=Speaker(), rate_limits=[RateLimit(calls=1)])
+    run(world.said())
+    with pytest.raises(errors.TooManyRequestsError, match="rate limit exceeded"):
+        run(world.said())
+
+
+def test_whole_answers_come_in_two_pieces():
+    chunks = run(World(a=Whole()).said())
+    assert text_of(chunks) == "all of it"
+    assert chunks[-1]["choices"][0]["finish_reason"] == "stop"
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+
+
+def test_a_model_of_ours_is_asked_piece_by_piece_on_one_thread():
+    teller = Teller()
+    assert text_of(run(World(a=teller).said())) == "one two three"
+    assert len(teller.threads) == 1
+    assert threading.get_ident() not in teller.threads
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_model_that_raises_while_it_speaks(place):
+    world = World(a=Teller(breaks=place))
+    with pytest.raises(errors.ModelError, match="broken"):
+        run(world.said())
+    assert [record.status for record in world.usage] == ["ModelError"]
+
+
+def test_hanging_up_on_a_model_of_ours_ends_its_generator():
+    teller = Teller()
+    world = World(a=teller)
+
+    async def ask():
+        async with aclosing(await world.gateway.stream("chat", BODY)) as streamed:
+            await anext(streamed)
+
+    run(ask())
+    assert teller.closed.wait(5)
+
+
+def test_tool_calls_of_a_whole_answer_get_their_index():
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+    first, last = pieces({"object": "chat.completion", "choices": [choice]})
+    assert first["choices"][0]["delta"]["tool_calls"] == [{"index": 0, **call}]
+    assert last["choices"][0] == {"index": 0, "delta": {}, "finish_reason": "tool_calls"}
+
+
+def test_other_answers_are_one_piece():
+    assert pieces({"predictions": [1]}) == [{"predictions": [1]}]

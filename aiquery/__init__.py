@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiquery.client import Workspace, register
+    from aiquery.server import serve
     from aiquery.session import Session, connect
     from aiquery_serving.errors import AiQueryError
     from aiquery_udfs.errors import AiFunctionError
 
-__all__ = ["AiFunctionError", "AiQueryError", "Session", "Workspace", "__version__", "connect", "register"]
+__all__ = ["AiFunctionError", "AiQueryError", "Session", "Workspace", "__version__", "connect", "register", "serve"]
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ _HOMES = {
     "Workspace": "aiquery.client",
     "connect": "aiquery.session",
     "register": "aiquery.client",
+    "serve": "aiquery.server",
 }
 
 

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import getpass
+import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from aiquery_serving.access import Access, Principal
 from aiquery_serving.clock import SystemClock
+from aiquery_serving.connections import Connections
+from aiquery_serving.control import ControlPlane, ExternalFunctions
 from aiquery_serving.endpoint import EndpointRecord, ServedEntity
 from aiquery_serving.entities.external import HttpTransport, load_external
 from aiquery_serving.entities.pyfunc import load_pyfunc
+from aiquery_serving.entities.workers import load_in_process
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.job_log import JobLog
 from aiquery_serving.leases import Leases
 from aiquery_serving.ledger import Ledger
 from aiquery_serving.messages import Entity, Json
 from aiquery_serving.models import Models, default_uris
+from aiquery_serving.payload_log import PayloadLog
 from aiquery_serving.prices import Prices
 from aiquery_serving.registry import Registry
 from aiquery_serving.secrets import Secrets
+from aiquery_serving.served_log import ServedLog
 from aiquery_serving.store import Store
+from aiquery_serving.streaming import Streamed
 from aiquery_serving.usage import UsageLog
 from aiquery_udfs.engine_thread import engine_thread
 from aiquery_udfs.execution import Execution
@@ -44,13 +52,26 @@ class Workspace:
     Args:
         path: The folder, made when it is missing, or `":memory:"` for one that vanishes with the process.
             Default: the environment's `AIQUERY_HOME`, else `./.aiquery`.
-        user: Who creates and calls endpoints. Default: `AIQUERY_USER`, else the name at the machine.
+        user: Who creates, changes and calls endpoints, and may do no more than they were permitted. Default:
+            `AIQUERY_USER`, else the name at the machine.
+        isolated: Run every custom model in a process of its own, as the server does: one that crashes takes nothing
+            down with it.
+
+    Attributes:
+        access: Tokens, groups and permissions.
+        clock: The time.
+        control: Every management operation, as somebody else too.
+        gateway: Answers requests to endpoints.
+        payloads: What endpoints were asked and answered, of those that log it.
 
     Raises:
         WorkspaceError: The folder cannot be used; the message says why and what to do.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, user: str | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str] | None = None, *, user: str | None = None, isolated: bool = False
+    ) -> None:
+        self._isolated = isolated
         chosen = os.fspath(path) if path is not None else os.environ.get("AIQUERY_HOME", ".aiquery")
         self.path = None if chosen == ":memory:" else Path(chosen).absolute()
         self.user = user or os.environ.get("AIQUERY_USER") or getpass.getuser()
@@ -60,12 +81,29 @@ class Workspace:
         self.job_log = JobLog(self._store)
         self.models = Models(*default_uris(self.path))
         self._transport = HttpTransport()
-        clock = SystemClock()
+        self.clock = clock = SystemClock()
+        self.access = Access(self._store, clock)
         self._registry = Registry(
-            self._store, self.secrets, load=self._load, check=self._check, creator=self.user, clock=clock
+            self._store, self.secrets, load=self._load, check=self._check, clock=clock
         )  # fmt: skip
+        self.payloads = PayloadLog(self.path, clock)
+        self.control = ControlPlane(
+            registry=self._registry,
+            access=self.access,
+            models=self.models,
+            served_log=ServedLog(self._store, clock.epoch_ms),
+            external=ExternalFunctions(Connections(self._store), self.access, self.secrets),
+            forget=self.payloads.forget,
+        )
         leases = Leases(self.path, clock) if self.path else None
-        self.gateway = Gateway(self._registry, clock=clock, usage=self._usage.record, leases=leases)
+        self.gateway = Gateway(
+            self._registry,
+            clock=clock,
+            usage=self._usage.record,
+            leases=leases,
+            access=self.access,
+            payloads=self.payloads,
+        )
         self.execution = Execution(self.gateway, ledger=lambda: self.ledger, caller=self.user)
 
     def __repr__(self) -> str:
@@ -158,7 +196,7 @@ class Workspace:
             "config": config, "rate_limits": rate_limits, "tags": tags, "ai_gateway": ai_gateway, **more,
         }  # fmt: skip
         payload = {key: value for key, value in given.items() if value is not None}
-        return self._registry.create({"name": name, **payload})
+        return self.control.create(self._who, {"name": name, **payload})
 
     def get_endpoint(self, name: str) -> Json:
         """Return an endpoint with its state, config and pending config (contract B.3).
@@ -166,16 +204,16 @@ class Workspace:
         Raises:
             EndpointNotFoundError: No endpoint has that name.
         """
-        return self._registry.get(name)
+        return self.control.get(self._who, name)
 
     def list_endpoints(self) -> list[Json]:
         """Return every endpoint, in the short form of contract B.3."""
-        endpoints: list[Json] = self._registry.list()["endpoints"]
+        endpoints: list[Json] = self.control.list(self._who)["endpoints"]
         return endpoints
 
     def endpoint_records(self) -> dict[str, EndpointRecord]:
         """Return all that was declared of every endpoint, by name: the REST form leaves rate limits out."""
-        return self._registry.records()
+        return self.control.records(self._who)
 
     def update_endpoint_config(self, name: str, config: Mapping[str, Any]) -> Json:
         """Replace what an endpoint serves; the old config serves until the new one has loaded.
@@ -184,25 +222,25 @@ class Workspace:
             ConfigurationError: A rule is broken; the endpoint is as it was.
             UpdateConflictError: Another update is still in progress.
         """
-        return self._registry.update_config(name, config)
+        return self.control.update_config(self._who, name, config)
 
     def update_endpoint_rate_limits(
         self, name: str, rate_limits: Sequence[Mapping[str, Any]] | Mapping[str, Any]
     ) -> Json:
         """Replace an endpoint's rate limits; they hold from the next request on."""
-        return self._registry.update_rate_limits(name, _wrapped("rate_limits", rate_limits))
+        return self.control.update_rate_limits(self._who, name, _wrapped("rate_limits", rate_limits))
 
     def update_endpoint_tags(self, name: str, tags: Mapping[str, Any]) -> Json:
         """Change an endpoint's tags: `{"add_tags": [{"key", "value"}], "delete_tags": ["key"]}`."""
-        return self._registry.update_tags(name, tags)
+        return self.control.update_tags(self._who, name, tags)
 
     def update_endpoint_ai_gateway(self, name: str, ai_gateway: Mapping[str, Any]) -> Json:
         """Replace an endpoint's AI Gateway block."""
-        return self._registry.update_ai_gateway(name, ai_gateway)
+        return self.control.update_ai_gateway(self._who, name, ai_gateway)
 
     def delete_endpoint(self, name: str) -> Json:
         """Delete an endpoint and the secrets that came with its declaration."""
-        return self._registry.delete(name)
+        return self.control.delete(self._who, name)
 
     def wait(self, name: str, timeout: float | None = None) -> Json:
         """Wait until no update of an endpoint is in progress, and return the endpoint.
@@ -210,7 +248,7 @@ class Workspace:
         Raises:
             EndpointNotReadyError: `timeout` seconds were not enough.
         """
-        return self._registry.wait_until_settled(name, timeout)
+        return self.control.wait(self._who, name, timeout)
 
     def query(
         self, name: str, inputs: Mapping[str, Any], served_model: str | None = None, *, wait: bool = False
@@ -231,6 +269,27 @@ class Workspace:
         call = self.gateway.query(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
         return engine_thread.run(call)
 
+    def stream(
+        self, name: str, inputs: Mapping[str, Any], served_model: str | None = None, *, wait: bool = False
+    ) -> Iterator[Json]:
+        """Send one request to an endpoint, and return the pieces of its answer as they come (contract D.5).
+
+        The answer has begun when this returns. To leave the iteration early is to hang up.
+
+        Args:
+            name: The endpoint.
+            inputs: The request body.
+            served_model: Ask this served entity, whatever the traffic split says.
+            wait: Wait for a rate limit that is used up, rather than raise.
+
+        Raises:
+            TooManyRequestsError: A rate limit is used up; `retry_after` says for how long.
+            AiQueryError: The endpoint is unknown or not ready, or did not answer; also from the iteration.
+        """
+        self._registry.serving(name, wait=FIRST_DEPLOYMENT_SECONDS)
+        begin = self.gateway.stream(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
+        return _pieces(engine_thread.run(begin))
+
     def usage(self) -> list[Json]:
         """Return calls, rows, errors, tokens and latency per endpoint and served entity."""
         return self._usage.totals()
@@ -246,23 +305,37 @@ class Workspace:
     def close(self) -> None:
         """Write what is still to be written and give connections back."""
         self._registry.close()
+        engine_thread.run(self.control.external.close())
         engine_thread.run(self._transport.close())
         engine_thread.run(self.gateway.close())
+        self.payloads.close()
         self._usage.close()
         if "ledger" in self.__dict__:
             self.ledger.close()
         self._store.close()
 
+    @property
+    def _who(self) -> Principal:
+        return self.access.principal(self.user)
+
     def _check(self, entity: ServedEntity) -> None:
         if entity.entity_name is not None:
             self.models.check(entity.entity_name, entity.entity_version or "")
 
-    def _load(self, entity: ServedEntity) -> Entity:
+    def _load(self, entity: ServedEntity, say: Callable[[str], None]) -> Entity:
         if entity.external_model is not None:
             return load_external(entity.external_model, resolve=self.secrets.resolve, transport=self._transport)
         path = self.models.path(entity.entity_name or "", entity.entity_version or "")
         environment = {name: self.secrets.resolve(value) for name, value in entity.environment_vars.items()}
-        return load_pyfunc(path, name=entity.name, environment=environment)
+        if not self._isolated:
+            return load_pyfunc(path, name=entity.name, environment=environment)
+        return load_in_process(
+            path,
+            name=entity.name,
+            environment=environment,
+            on_line=lambda level, line: say(line) if level >= logging.INFO else None,
+            concurrency=entity.concurrency,
+        )
 
 
 def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, look_ahead: bool = False) -> None:
@@ -280,6 +353,17 @@ def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, loo
     from aiquery_udfs import duckdb_engine
 
     duckdb_engine.register(connection, workspace.execution, look_ahead=look_ahead)
+
+
+def _pieces(streamed: Streamed) -> Iterator[Json]:
+    async def following() -> Json | None:
+        return await anext(streamed, None)
+
+    try:
+        while (piece := engine_thread.run(following())) is not None:
+            yield piece
+    finally:
+        engine_thread.run(streamed.aclose())
 
 
 def _wrapped(field: str, value: Any) -> Any:

@@ -114,12 +114,19 @@ class AiQueryDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # ML
     ) -> Json:
         """Send one request; waits for a rate limit, as MLflow's clients of a server retry a 429."""
         name = _one_name(endpoint, deployment_name)
-        if not isinstance(inputs, Mapping):
-            raise MlflowException.invalid_parameter_value(
-                f"inputs must be a request body of endpoint '{name}', for example {{'messages': [...]}} or "
-                f"{{'dataframe_split': ...}}; got {type(inputs).__name__}."
-            )
-        return _said(self.workspace.query, name, inputs, wait=True)
+        return _said(self.workspace.query, name, _request_body(name, inputs), wait=True)
+
+    def predict_stream(
+        self,
+        deployment_name: str | None = None,
+        inputs: Any = None,
+        endpoint: str | None = None,
+    ) -> Iterator[Json]:
+        """Send one request and return the pieces of its answer as they come."""
+        name = _one_name(endpoint, deployment_name)
+        with _mlflow_errors():
+            pieces = self.workspace.stream(name, _request_body(name, inputs), wait=True)
+        return _translated(pieces)
 
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Any = None, endpoint: str | None = None
@@ -183,6 +190,21 @@ def _one_name(first: str | None, second: str | None) -> str:
     if name := first or second:
         return name
     raise MlflowException.invalid_parameter_value("Give the endpoint's name: name=..., or 'name' in config.")
+
+
+def _request_body(name: str, inputs: Any) -> Mapping[str, Any]:
+    if not isinstance(inputs, Mapping):
+        raise MlflowException.invalid_parameter_value(
+            f"inputs must be a request body of endpoint '{name}', for example {{'messages': [...]}} or "
+            f"{{'dataframe_split': ...}}; got {type(inputs).__name__}."
+        )
+    return inputs
+
+
+def _translated(pieces: Iterator[Json]) -> Iterator[Json]:
+    with _mlflow_errors():
+        for piece in pieces:
+            yield DeployedEndpoint(piece)
 
 
 def _said(call: Callable[..., Json], *arguments: Any, **options: Any) -> Json:

@@ -1,13 +1,15 @@
-"""Jobs, their answers and the usage as tables of a session: `ai_jobs()`, `ai_results('job')` and `ai_usage()`.
+"""Jobs, their answers, the usage and inference tables in a session's SQL.
 
-DuckDB has no table functions in Python. But a macro can unnest the list that a scalar function returns. The list
-depends on the transaction, so it is made when a statement runs and not when it is planned.
+`ai_jobs()`, `ai_results('job')`, `ai_usage()` and `ai_payloads('endpoint')`. DuckDB has no table functions in Python.
+But a macro can unnest the list that a scalar function returns. The list depends on the transaction, so it is made when
+a statement runs and not when it is planned. Inference tables are files: their list is all that Python gives.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -43,6 +45,11 @@ _USAGE: Final = (
     "endpoint VARCHAR, served_entity VARCHAR, job VARCHAR, calls BIGINT, rows BIGINT, errors BIGINT,"
     " prompt_tokens BIGINT, completion_tokens BIGINT, cost DOUBLE, latency_p50_ms DOUBLE, latency_p99_ms DOUBLE"
 )
+_PAYLOAD: Final = (
+    "request_date DATE, databricks_request_id VARCHAR, client_request_id VARCHAR, request_time TIMESTAMPTZ,"
+    " status_code INTEGER, sampling_fraction DOUBLE, execution_duration_ms BIGINT, request VARCHAR, response VARCHAR,"
+    " served_entity_id VARCHAR, served_entity_name VARCHAR, requester VARCHAR, logging_error_codes VARCHAR[]"
+)
 _numbers: Final = itertools.count(1)
 
 
@@ -71,6 +78,44 @@ def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> Non
         _RESULT,
     )
     define("ai_usage()", this, ["BIGINT"], lambda _: _usage(workspace), _USAGE)
+    _define_payloads(connection, workspace, f"__aiquery_{number}_ai_payloads")
+
+
+def _define_payloads(connection: duckdb.DuckDBPyConnection, workspace: Workspace, name: str) -> None:
+    give: Callable[[Workspace, str | None], list[Any]]
+    asked = f"{name}(endpoint::VARCHAR)"
+    if in_memory := workspace.path is None:
+        give, returned, body = _payload_rows, f"STRUCT({_PAYLOAD})[]", f"SELECT unnest({asked}, max_depth := 2)"
+    else:
+        give, returned, body = _payload_files, "VARCHAR[]", f"FROM read_parquet({asked}, hive_partitioning := false)"
+    connection.create_function(
+        name,
+        lambda endpoint: give(workspace, endpoint),
+        ["VARCHAR"],
+        returned,
+        null_handling=FunctionNullHandling.SPECIAL,
+        side_effects=in_memory,  # else it is run to plan a statement: that is when files are opened
+    )
+    connection.execute(f"CREATE OR REPLACE TEMP MACRO ai_payloads(endpoint) AS TABLE {body}")
+
+
+def _payload_files(workspace: Workspace, endpoint: str | None) -> list[str]:
+    files = workspace.payloads.files(_logged(workspace, endpoint))
+    return [re.sub(r"([*?\[])", r"[\1]", str(file)) for file in files]  # names, not patterns
+
+
+def _payload_rows(workspace: Workspace, endpoint: str | None) -> list[Json]:
+    rows: list[Json] = workspace.payloads.table(_logged(workspace, endpoint)).to_pylist()
+    return rows
+
+
+def _logged(workspace: Workspace, endpoint: str | None) -> str:
+    """Return the id of an endpoint whose requests the workspace's user may see."""
+    record = workspace.endpoint_records().get(endpoint or "")
+    if record is None:
+        raise InvalidRequestError(f"There is no endpoint '{endpoint}' in this workspace.")
+    workspace.access.require(record.name, record.id, record.creator, workspace.user, "CAN_MANAGE")
+    return record.id
 
 
 def _jobs(workspace: Workspace) -> list[Json]:

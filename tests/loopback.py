@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Self, TypeAlias
@@ -33,7 +34,8 @@ class Reply:
     """What to send back: after `delay` seconds, and only the first `keep` bytes of the body.
 
     A `keep` under the body's length closes the connection there, although content-length promised more;
-    `dropped` closes it without a single byte.
+    `dropped` closes it without a single byte. With `packets` the body comes in these pieces instead, one
+    HTTP chunk each, with `pause` seconds after each.
     """
 
     status: int = 200
@@ -42,6 +44,8 @@ class Reply:
     delay: float = 0.0
     keep: int | None = None
     dropped: bool = False
+    packets: tuple[bytes, ...] | None = None
+    pause: float = 0.0
 
 
 Answer: TypeAlias = Callable[[Request], Reply]
@@ -190,18 +194,48 @@ class _Connection(asyncio.Protocol):
 
     def _finish(self, reply: Reply) -> None:
         assert self._transport is not None
+        if reply.packets is not None and not reply.dropped:
+            self._transport.write(_head(reply, {"transfer-encoding": "chunked"}))
+            self._send(iter(_kept(reply.packets, reply.keep)), reply)
+            return
         self._traffic.in_flight -= 1
         if reply.dropped:
             self._transport.abort()
             return
-        self._transport.write(_encode(reply))
+        self._transport.write(_head(reply, {"content-length": str(len(reply.body))}) + reply.body[: reply.keep])
         if reply.keep is not None:
             self._transport.close()
 
+    def _send(self, packets: Iterator[bytes], reply: Reply) -> None:
+        """Send packets until one is followed by a pause; end the body after the last."""
+        assert self._transport is not None
+        for packet in packets:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(packet), packet))
+            if reply.pause > 0:
+                self._pending = self._loop.call_later(reply.pause, self._send_late, packets, reply)
+                return
+        self._traffic.in_flight -= 1
+        if reply.keep is None:
+            self._transport.write(b"0\r\n\r\n")
+        else:
+            self._transport.close()
 
-def _encode(reply: Reply) -> bytes:
-    headers = {"content-type": "application/json", **reply.headers}
-    headers["content-length"] = str(len(reply.body))
+    def _send_late(self, packets: Iterator[bytes], reply: Reply) -> None:
+        self._pending = None
+        self._send(packets, reply)
+        self.data_received(b"")
+
+
+def _kept(packets: Iterable[bytes], keep: int | None) -> Iterator[bytes]:
+    """Return the packets, or as many as hold the first `keep` bytes."""
+    left = sys.maxsize if keep is None else keep
+    for packet in packets:
+        if part := packet[:left]:
+            left -= len(part)
+            yield part
+
+
+def _head(reply: Reply, framing: Mapping[str, str]) -> bytes:
+    headers = {"content-type": "application/json", **reply.headers, **framing}
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    head = f"HTTP/1.1 {reply.status} {_PHRASES.get(reply.status, 'Status')}\r\n{lines}\r\n"
-    return head.encode("latin-1") + reply.body[: reply.keep]
+    return f"HTTP/1.1 {reply.status} {_PHRASES.get(reply.status, 'Status')}\r\n{lines}\r\n".encode("latin-1")

@@ -77,6 +77,7 @@ class ProviderServer:
     """What all providers share: keys, models, limits, faults and counts. See the module for the knobs."""
 
     api: ClassVar[str] = ""
+    stream_type: ClassVar[str] = "text/event-stream; charset=utf-8"
 
     def __init__(
         self,
@@ -92,11 +93,14 @@ class ProviderServer:
         script: Iterable[Fault] = (),
         fault: Fault | None = None,
         fault_when: Callable[[Json], bool] = lambda _body: True,
+        packet: int | None = None,
+        pause: float = 0.0,
         max_inputs: int = 2048,
         max_chars: int = 1_000_000,
     ) -> None:
         self.answer, self.keys, self.models, self.delay = answer, keys, models, delay
         self.headers, self.retry_after = headers, retry_after
+        self.packet, self.pause = packet, pause
         self.script, self.fault, self.fault_when = deque(script), fault, fault_when
         self.max_inputs, self.max_chars = max_inputs, max_chars
         self.requests: list[Json] = []
@@ -138,8 +142,16 @@ class ProviderServer:
         """Return the honest answer."""
         raise NotImplementedError
 
+    def streamed(self, path: str, answer: Json, body: Json) -> list[bytes] | None:
+        """Return the events of an answer that was asked for as a stream; None when it was not."""
+        return None
+
     def error(self, status: int, message: str, code: str | None = None) -> Reply:
         """Return an error in the provider's shape."""
+        raise NotImplementedError
+
+    def error_event(self, status: int, message: str) -> bytes:
+        """Return an error as an event within a streamed answer."""
         raise NotImplementedError
 
     def tokens(self, answer: Json) -> int:
@@ -198,7 +210,15 @@ class ProviderServer:
         self.stats.accepted.append(now)
         headers = self.limit_headers(now) if self.headers else {}
         delay = self.delay(body) if callable(self.delay) else self.delay
-        return Reply(body=orjson.dumps(answer), headers=headers, delay=delay)
+        reply = Reply(body=orjson.dumps(answer), headers=headers, delay=delay)
+        events = self.streamed(path, answer, body)
+        return reply if events is None else self._in_packets(reply, events)
+
+    def _in_packets(self, reply: Reply, events: list[bytes]) -> Reply:
+        body = b"".join(events)
+        packets = events if self.packet is None else cut(body, self.packet)
+        headers = {"content-type": self.stream_type, **reply.headers}
+        return replace(reply, body=body, headers=headers, packets=tuple(packets), pause=self.pause)
 
     def _wait(self, tokens: int, now: float) -> float:
         pairs = [(window, cost) for window, cost in ((self._calls, 1), (self._tokens, tokens)) if window]
@@ -230,6 +250,11 @@ class ProviderServer:
         return reply
 
 
+def cut(body: bytes, size: int) -> list[bytes]:
+    """Cut bytes into packets of a size."""
+    return [body[start : start + size] for start in range(0, len(body), size)]
+
+
 # Faults.
 
 
@@ -259,13 +284,23 @@ def drop(_server: ProviderServer, _body: Json, reply: Reply) -> Reply:
 
 
 def truncate(_server: ProviderServer, _body: Json, reply: Reply) -> Reply:
-    """Send half of the JSON as if it were all of it."""
-    return replace(reply, body=reply.body[: len(reply.body) // 2])
+    """Send half of the JSON, or of the packets, as if it were all of it."""
+    half = None if reply.packets is None else reply.packets[: len(reply.packets) // 2]
+    return replace(reply, body=reply.body[: len(reply.body) // 2], packets=half)
 
 
 def cut_off(_server: ProviderServer, _body: Json, reply: Reply) -> Reply:
     """Close the connection in the middle of the body."""
     return replace(reply, keep=len(reply.body) // 2)
+
+
+def breaks(code: int, message: str = "something broke on the way", *, after: int = 3) -> Fault:
+    """Report an error within a streamed answer, after some of its packets."""
+
+    def fault(server: ProviderServer, _body: Json, reply: Reply) -> Reply:
+        return replace(reply, packets=(*(reply.packets or ())[:after], server.error_event(code, message)))
+
+    return fault
 
 
 def html(_server: ProviderServer, _body: Json, _reply: Reply) -> Reply:

@@ -16,12 +16,14 @@ Knobs, the same for every server (all may be changed while it runs, they are pla
     headers        send the provider's rate-limit headers with every answer (needs `limit`)
     retry_after    how a 429 says when to come back: "seconds", "ms", "date" or None for silence
     delay          seconds every answer takes, or a function of the body that returns them
+    packet, pause  how a streamed answer comes: in packets of so many bytes (None: one an event), and the
+                   seconds after each
     script         faults for the next calls, first come first served: `server.script.extend([...])`
     fault          a fault for every call for which `fault_when(body)` holds (default: always)
     max_inputs, max_chars   what one embeddings request, one input may hold
 
-Faults: `status(500)`, `too_many(2.0)`, `out_of_quota`, `drop`, `truncate`, `html`, `no_choices`,
-`wrong_count`, `slow(0.2)`.
+Faults: `status(500)`, `too_many(2.0)`, `out_of_quota`, `drop`, `truncate`, `cut_off`, `html`, `no_choices`,
+`wrong_count`, `slow(0.2)`; within a streamed answer `breaks(529)`.
 
 Answers depend on the request alone: a token is a word, `vector(text)` is the embedding of a text, JSON
 mode answers with a JSON object that fits the schema and holds the prompt.
@@ -43,6 +45,7 @@ from provider_base import (
     Fault,
     Json,
     ProviderServer,
+    breaks,
     cut_off,
     drop,
     html,
@@ -54,10 +57,11 @@ from provider_base import (
     truncate,
     wrong_count,
 )
+from provider_streams import anthropic_events, openai_events, said_in
 
 __all__ = [
     "DIMENSIONS", "KEY", "AnthropicServer", "CustomServer", "Fault", "Json", "OpenAIServer", "ProviderServer",
-    "cut_off", "drop", "html", "no_choices", "out_of_quota", "slow", "status", "too_many", "truncate", "vector",
+    "breaks", "cut_off", "drop", "html", "no_choices", "out_of_quota", "slow", "status", "too_many", "truncate", "vector",
     "wrong_count",
 ]  # fmt: skip
 
@@ -103,7 +107,7 @@ def last_text(messages: list[Json]) -> str:
 
 
 _SAMPLING = {"temperature", "top_p", "max_tokens", "n", "stop", "presence_penalty", "frequency_penalty", "seed",
-             "user", "logit_bias", "stream"}  # fmt: skip
+             "user", "logit_bias", "stream", "stream_options"}  # fmt: skip
 _FIELDS = {
     "messages": _SAMPLING | {"messages", "max_completion_tokens", "response_format", "tools", "tool_choice", "logprobs",
                              "top_logprobs", "reasoning_effort", "parallel_tool_calls", "metadata", "store"},
@@ -122,10 +126,16 @@ class OpenAIServer(ProviderServer):
         return request.headers.get("authorization", "").removeprefix("Bearer ")
 
     def error(self, status: int, message: str, code: str | None = None) -> Reply:
-        kinds = {429: "requests", 500: "server_error"}
-        kind = code if code == "insufficient_quota" else kinds.get(status, "invalid_request_error")
+        usual = "server_error" if status >= 500 else "invalid_request_error"
+        kind = code if code == "insufficient_quota" else {429: "requests"}.get(status, usual)
         body = {"error": {"message": message, "type": kind, "param": None, "code": code}}
         return Reply(status=status, body=orjson.dumps(body), headers={"x-request-id": "req_0"})
+
+    def error_event(self, status: int, message: str) -> bytes:
+        return said_in(orjson.loads(self.error(status, message).body))
+
+    def streamed(self, path: str, answer: Json, body: Json) -> list[bytes] | None:
+        return openai_events(answer, body) if body.get("stream") and "choices" in answer else None
 
     def tokens(self, answer: Json) -> int:
         return int(answer["usage"]["total_tokens"])
@@ -150,6 +160,8 @@ class OpenAIServer(ProviderServer):
             return self.error(404, f"The model `{body['model']}` does not exist.", "model_not_found")
         if strange := body.keys() - _FIELDS[needed] - {"model"}:
             return self.error(400, f"Unrecognized request argument supplied: {min(strange)}")
+        if body.get("stream_options") and not body.get("stream"):
+            return self.error(400, "The 'stream_options' parameter is only allowed when 'stream' is enabled.")
         return self._unsupported(body) or self._too_large(body)
 
     def task_of(self, path: str, body: Json) -> str | None:
@@ -268,6 +280,12 @@ class AnthropicServer(ProviderServer):
         code_status = 402 if code == "insufficient_quota" else status
         body = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_0"}
         return Reply(status=code_status, body=orjson.dumps(body), headers={"request-id": "req_0"})
+
+    def error_event(self, status: int, message: str) -> bytes:
+        return said_in(orjson.loads(self.error(status, message).body), "error")
+
+    def streamed(self, path: str, answer: Json, body: Json) -> list[bytes] | None:
+        return anthropic_events(answer) if body.get("stream") else None
 
     def tokens(self, answer: Json) -> int:
         return int(answer["usage"]["input_tokens"] + answer["usage"]["output_tokens"])

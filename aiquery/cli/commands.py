@@ -42,11 +42,11 @@ class Options:
     verbose: bool = False
 
     @contextmanager
-    def opened(self) -> Iterator[Workspace]:
-        """Open the workspace that the command works on."""
+    def opened(self, *, isolated: bool = False) -> Iterator[Workspace]:
+        """Open the workspace that the command works on; `isolated` runs custom models in processes of their own."""
         from aiquery.client import Workspace
 
-        with Workspace(self.workspace) as workspace:
+        with Workspace(self.workspace, isolated=isolated) as workspace:
             yield workspace
 
     @property

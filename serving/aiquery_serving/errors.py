@@ -167,7 +167,9 @@ class UpdateConflictError(AiQueryError):
 
 
 class EndpointNotReadyError(AiQueryError):
-    """The first deployment of the endpoint is still loading."""
+    """The first deployment of the endpoint is still loading; `deployed` says that only this process's is."""
+
+    deployed = False
 
     error_code = "TEMPORARILY_UNAVAILABLE"
     http_status = 503

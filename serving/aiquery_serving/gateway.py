@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from aiquery_serving.access import CAN_QUERY, Access
+from aiquery_serving.answering import Answering
 from aiquery_serving.clock import Clock, SystemClock
 from aiquery_serving.delivery import Call, Delivery, Meter
 from aiquery_serving.endpoint import Kind
@@ -27,10 +26,11 @@ from aiquery_serving.errors import (
     ModelError,
 )
 from aiquery_serving.leases import Leases
-from aiquery_serving.messages import BatchEntity, Json, Response, Stream
+from aiquery_serving.messages import BatchEntity, Json, Response
 from aiquery_serving.packing import packed
+from aiquery_serving.payload_log import PayloadLog
 from aiquery_serving.plans import Plan, Servings, Stop
-from aiquery_serving.recording import NOTHING, Recorder
+from aiquery_serving.recording import Recorder
 from aiquery_serving.registry import Serving
 from aiquery_serving.splitting import in_parts
 from aiquery_serving.streaming import Streamed
@@ -47,6 +47,7 @@ class Gateway:
         draw: Returns random numbers from 0 to 1; spreads retries.
         leases: Shares rate limits with the other processes of a workspace; without, this process counts alone.
         access: Says who may query an endpoint; without, everybody may.
+        payloads: Keeps requests and answers of endpoints that log them.
     """
 
     def __init__(
@@ -58,27 +59,34 @@ class Gateway:
         draw: Callable[[], float] = random.random,
         leases: Leases | None = None,
         access: Access | None = None,
+        payloads: PayloadLog | None = None,
     ) -> None:
         self._access = access
         self._registry = registry
         self._clock = clock or SystemClock()
-        self._recorder = Recorder(self._clock, usage or (lambda _: None))
+        self._recorder = Recorder(self._clock, usage or (lambda _: None), payloads)
         self._delivery = Delivery(registry, self._clock, draw, leases, access.groups_of if access else _no_groups)
+        self._answering = Answering(self._delivery, self._recorder, self._planned)
 
-    def serving(self, endpoint: str, *, wait: float | None = None) -> Serving:
+    def serving(self, endpoint: str, *, wait: float | None = None, caller: str | None = None) -> Serving:
         """Return what an endpoint serves now.
 
         Args:
             endpoint: Its name.
             wait: Seconds to wait for a first deployment that is still loading. Blocks the thread:
                 never on the event loop.
+            caller: Who is going to query it; None asks for nobody.
 
         Raises:
+            PermissionDeniedError: The caller may not query it.
             EndpointNotFoundError: There is none of that name.
             EndpointNotReadyError: Its first deployment is still loading.
             EndpointFailedError: Nothing of it could be loaded.
         """
-        return self._registry.serving(endpoint, wait=wait)
+        serving = self._registry.serving(endpoint, wait=wait)
+        if caller is not None:
+            self._authorize(serving, caller)
+        return serving
 
     async def invoke(
         self,
@@ -111,18 +119,10 @@ class Gateway:
             JobStoppedError: The meter refused a send.
             AiQueryError: The endpoint cannot be asked, or did not answer after all retries.
         """
-        return await self._recorded(
-            Call(
-                endpoint,
-                body,
-                key=key,
-                served_entity=served_entity,
-                caller=caller,
-                patient=patient,
-                meter=meter,
-                job=job,
-            )
+        call = Call(
+            endpoint, body, key=key, served_entity=served_entity, caller=caller, patient=patient, meter=meter, job=job
         )
+        return await self._answering.answer(call, self._planned(endpoint, caller))
 
     async def stream(
         self,
@@ -164,9 +164,9 @@ class Gateway:
             job=job,
             streamed=True,
         )
-        stream = await self._opened(call)
-        wanted = isinstance(options, Mapping) and bool(options.get("include_usage"))
-        return Streamed(stream, call.entity, call.endings, usage_wanted=wanted)
+        streamed = await self._answering.open(call, self._planned(endpoint, caller))
+        streamed.usage_wanted = isinstance(options, Mapping) and bool(options.get("include_usage"))
+        return streamed
 
     async def query(
         self,
@@ -222,7 +222,7 @@ class Gateway:
                 endpoint, body, key=key, served_entity=served_entity, caller=caller, patient=patient, rows=len(run),
                 meter=meter, job=job,
             )  # fmt: skip
-            return await self._recorded(call)
+            return await self._answering.answer(call, self._planned(endpoint, caller))
 
         return await packed(inputs, ask)
 
@@ -314,46 +314,27 @@ class Gateway:
         params: Mapping[str, Any] | None,
         caller: str,
     ) -> pa.Array:
-        call = Call(plan.serving.name, {}, caller=caller, rows=rows.num_rows)
+        body = {"dataframe_records": rows.to_pylist()} if plan.logged else {}
+        call = Call(plan.serving.name, body, caller=caller, rows=rows.num_rows)
         call.entity, call.attempts = stop.name, 1
-        began = self._recorder.begin()
+        entry = self._recorder.begin(call, plan)
         try:
             answers = _one_per_row(stop.name, cast("BatchEntity", stop.entity).predict(rows, params), rows)
         except BaseException as error:
-            self._recorder.end(call, plan, began, NOTHING, error)
+            entry.end(error=error)
             raise
-        self._recorder.end(call, plan, began, NOTHING, None)
+        entry.end(answer={"predictions": answers.to_pylist()} if plan.logged else None)
         return answers
 
     def _planned(self, endpoint: str, caller: str) -> Plan:
         """Return how requests to an endpoint go now, for one who may send it any."""
         plan = self._delivery.plan(endpoint)
-        if self._access is not None:
-            serving = plan.serving
-            self._access.require(serving.name, serving.endpoint_id, serving.creator, caller, CAN_QUERY)
+        self._authorize(plan.serving, caller)
         return plan
 
-    async def _opened(self, call: Call) -> Stream:
-        plan, began = self._planned(call.endpoint, call.caller), self._recorder.begin()
-        try:
-            stream = await self._delivery.open(call, plan)
-        except BaseException as error:
-            self._recorder.end(call, plan, began, NOTHING, error)
-            raise
-        call.endings.append(partial(self._recorder.end, call, plan, began))
-        return stream
-
-    async def _recorded(self, call: Call) -> Response:
-        plan, began = self._planned(call.endpoint, call.caller), self._recorder.begin()
-        try:
-            response = await self._delivery.deliver(call, plan)
-        except BaseException as error:
-            if isinstance(error, AiQueryError):
-                error.attempts = call.attempts
-            self._recorder.end(call, plan, began, NOTHING, error)
-            raise
-        self._recorder.end(call, plan, began, response.usage, None)
-        return replace(response, served_entity=call.entity, attempts=call.attempts)
+    def _authorize(self, serving: Serving, caller: str) -> None:
+        if self._access is not None:
+            self._access.require(serving.name, serving.endpoint_id, serving.creator, caller, CAN_QUERY)
 
 
 def _one_per_row(name: str, answers: pa.Array, rows: pa.RecordBatch) -> pa.Array:

@@ -71,11 +71,14 @@ class Stream:
     """One answer as it comes, from an entity that has begun to give it.
 
     `chunks` yields `chat.completion.chunk` or `text_completion` objects (contract D.5). What the answer used
-    is in the `usage` of its last chunk, whose `choices` may be empty. Closing the generator hangs up.
+    is in the `usage` of its last chunk, whose `choices` may be empty. Closing the generator hangs up; so does
+    closing the `sources` it is made of, which matters where nobody has asked it for a chunk: Python does not run
+    the end of a generator that has not begun.
     """
 
     chunks: AsyncGenerator[Json, None]
     hint: LimitHint | None = None
+    sources: tuple[AsyncGenerator[Json, None], ...] = ()
 
 
 @runtime_checkable
@@ -159,6 +162,24 @@ class BatchEntity(Protocol):
             InvalidRequestError: The input does not fit the model's signature.
             ModelError: The model raised.
         """
+        ...
+
+
+@runtime_checkable
+class MicrobatchedModel(Protocol):
+    """A model of ours that puts requests together which come at once."""
+
+    async def aquery(self, payload: Mapping[str, Any]) -> Json:
+        """As `BatchEntity.query`, on the event loop."""
+        ...
+
+
+@runtime_checkable
+class Retirable(Protocol):
+    """A served entity that holds something to be given back: a process, a device, connections."""
+
+    def retire(self, *, at_once: bool = False) -> None:
+        """Give everything back when what is under way has ended, or now. Nothing new is asked. From any thread."""
         ...
 
 

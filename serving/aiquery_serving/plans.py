@@ -15,9 +15,11 @@ from aiquery_serving.batching import OutputSizes
 from aiquery_serving.clock import Clock
 from aiquery_serving.endpoint import Kind, RateLimit, ServedEntity
 from aiquery_serving.errors import EndpointNotFoundError
+from aiquery_serving.guardrails import Rails
 from aiquery_serving.messages import (
     BatchEntity,
     Entity,
+    MicrobatchedModel,
     RequestEntity,
     Response,
     Stream,
@@ -25,6 +27,7 @@ from aiquery_serving.messages import (
     StreamingModel,
 )
 from aiquery_serving.pacing import Lane, Turns
+from aiquery_serving.payload_log import is_logged
 from aiquery_serving.registry import Serving
 from aiquery_serving.streaming import in_one_piece, on_a_thread
 
@@ -51,6 +54,8 @@ class Stop:
     async def _query(self, body: Mapping[str, Any]) -> Response:
         """Ask a model in this process: on a thread, for it may compute for long."""
         entity = cast("BatchEntity", self.entity)
+        if isinstance(entity, MicrobatchedModel):
+            return Response(body=await entity.aquery(body))
         return Response(body=await asyncio.to_thread(entity.query, body))
 
     async def _whole(self, body: Mapping[str, Any]) -> Stream:
@@ -63,7 +68,7 @@ class Stop:
 class Plan:
     """What the gateway derives from one state of an endpoint, and keeps until the next."""
 
-    __slots__ = ("admission", "routed", "serving", "sizes", "stops", "turns")
+    __slots__ = ("admission", "logged", "rails", "routed", "serving", "sizes", "stops", "turns")
 
     admission: Admission
     sizes: OutputSizes
@@ -74,6 +79,8 @@ class Plan:
         known = before if isinstance(before, Plan) else None
         config = serving.config
         self.serving = serving
+        self.rails = Rails.parse(serving.ai_gateway)
+        self.logged = is_logged(serving.ai_gateway, config.auto_capture)
         self.sizes = known.sizes if known else OutputSizes()
         self.admission = before.admission if isinstance(before, Plan) else before
         kept = known.stops if known else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from contextvars import copy_context
 from typing import Any, Self, TypeAlias
 
@@ -14,6 +15,22 @@ from aiquery_serving.messages import Json, Stream, Usage
 Ending: TypeAlias = Callable[[Usage, BaseException | None], None]
 
 
+class Tally:
+    """What an answer has used, as far as its chunks have said."""
+
+    def __init__(self) -> None:
+        self.usage = Usage()
+
+    async def counted(self, chunks: AsyncGenerator[Json, None]) -> AsyncGenerator[Json, None]:
+        """Yield chunks, and learn from them; closing this closes them."""
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                used = chunk.get("usage")
+                if isinstance(used, Mapping):
+                    self.usage = Usage(used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
+                yield chunk
+
+
 class Streamed:
     """One answer as it comes: `async for chunk in streamed`, once. Belongs to one event loop.
 
@@ -21,33 +38,37 @@ class Streamed:
 
     Attributes:
         served_entity: Who answers.
-        usage: What the answer used, as far as its chunks have said.
     """
 
-    def __init__(
-        self, stream: Stream, served_entity: str, endings: Iterable[Ending], *, usage_wanted: bool = False
-    ) -> None:
+    def __init__(self, stream: Stream, served_entity: str, tally: Tally, endings: Iterable[Ending]) -> None:
         self.served_entity = served_entity
-        self.usage = Usage()
-        self._chunks = stream.chunks
+        self.usage_wanted = False
+        self._stream, self._chunks = stream, stream.chunks
+        self._tally = tally
         self._endings = list(endings)
-        self._usage_wanted = usage_wanted
         self._ended = False
 
     def __aiter__(self) -> Self:
         return self
 
+    @property
+    def usage(self) -> Usage:
+        """What the answer has used so far, as far as its chunks have said."""
+        return self._tally.usage
+
     async def __anext__(self) -> Json:
         try:
             while True:
                 chunk = await anext(self._chunks)
-                if self._passes(chunk):
+                # One without choices tells the usage only.
+                if self.usage_wanted or chunk.get("choices") != []:
                     return chunk
         except StopAsyncIteration:
             self._end(None)
             raise
         except BaseException as error:
             self._end(error)
+            await self._close()
             raise
 
     async def __aenter__(self) -> Self:
@@ -59,20 +80,25 @@ class Streamed:
     async def aclose(self) -> None:
         """Hang up, if the answer has not ended. A second call does nothing."""
         self._end(asyncio.CancelledError())
-        await self._chunks.aclose()
+        await self._close()
 
-    def _passes(self, chunk: Json) -> bool:
-        """Learn from a chunk, and say whether it is the caller's: one without choices tells the usage only."""
-        used = chunk.get("usage")
-        if isinstance(used, Mapping):
-            self.usage = Usage(used.get("prompt_tokens") or 0, used.get("completion_tokens") or 0)
-        return self._usage_wanted or chunk.get("choices") != []
+    async def _close(self) -> None:
+        for chunks in (self._chunks, *self._stream.sources):
+            await chunks.aclose()
 
     def _end(self, error: BaseException | None) -> None:
         if not self._ended:
             self._ended = True
             for ending in self._endings:
                 ending(self.usage, error)
+
+
+async def noted(chunks: AsyncGenerator[Json, None], into: list[Json]) -> AsyncGenerator[Json, None]:
+    """Yield chunks, and put them into a list as well; closing this closes them."""
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            into.append(chunk)
+            yield chunk
 
 
 def in_one_piece(body: Json) -> Stream:
@@ -125,7 +151,7 @@ async def on_a_thread(answers: Iterator[Json]) -> Stream:
         finally:
             await chunks.aclose()
 
-    return Stream(chunks=all_of_them())
+    return Stream(chunks=all_of_them(), sources=(chunks,))
 
 
 async def _from_thread(answers: Iterator[Json]) -> AsyncGenerator[Json, None]:

@@ -109,6 +109,14 @@ def test_an_external_model_answers_as_its_provider_does(client, server):
     assert client.predict("gpt", HELLO).choices == answer.choices  # MLflow's older argument order
 
 
+def test_predict_stream_yields_the_pieces_of_an_answer(client, server):
+    client.create_endpoint(name="gpt", config=chat(server))
+    pieces = list(client.predict_stream(endpoint="gpt", inputs=HELLO))
+    assert "".join(piece.choices[0]["delta"].get("content") or "" for piece in pieces) == "echo: hello"
+    with pytest.raises(MlflowException, match="'no' does not exist"):
+        client.predict_stream(endpoint="no", inputs=HELLO)
+
+
 def test_no_key_comes_back(client, server):
     created = client.create_endpoint(name="gpt", config=chat(server))
     assert KEY not in str(created) + str(client.get_endpoint("gpt")) + str(client.list_endpoints())

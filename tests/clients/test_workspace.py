@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import urllib.request
 
+import duckdb
+import orjson
 import pytest
 from engine_endpoints import external
 from providers import KEY, OpenAIServer
@@ -15,6 +18,7 @@ from aiquery_serving.errors import (
     ConfigurationError,
     EndpointExistsError,
     EndpointNotFoundError,
+    PermissionDeniedError,
     TooManyRequestsError,
     WorkspaceError,
 )
@@ -62,6 +66,56 @@ def test_a_query_is_answered_in_the_rest_apis_json(workspace):
 
     assert answer["object"] == "chat.completion"
     assert answer["choices"][0]["message"]["content"] == "echo: hello"
+
+
+def test_an_answer_comes_piece_by_piece(workspace):
+    pieces = list(workspace.stream("chat", HELLO))
+    assert len(pieces) > 2
+    assert "".join(piece["choices"][0]["delta"].get("content") or "" for piece in pieces) == "echo: hello"
+    assert workspace.usage()[0]["completion_tokens"] > 0
+
+
+def test_to_leave_an_answer_early_is_to_hang_up(workspace, server):
+    server.pause = 0.05
+    next(pieces := workspace.stream("chat", HELLO))
+    pieces.close()
+    assert [row["errors"] for row in workspace.usage()] == [1]
+    assert workspace.query("chat", HELLO)
+
+
+def test_who_opens_a_workspace_may_do_no_more_than_they_were_permitted(tmp_path, server):
+    with (
+        aiquery.Workspace(tmp_path, user="ada") as ada,
+        aiquery.Workspace(tmp_path, user="bob") as bob,
+        duckdb.connect() as con,
+    ):
+        ada.create_endpoint("chat", {"served_entities": [external(server, "llm/v1/chat", "gpt-4o")]})
+        aiquery.register(con, workspace=bob)
+        assert bob.query("chat", HELLO), "nobody was given anything yet"
+        ada.access.create_token("ada", by="ada")
+        bob.access._look_at = 0.0
+        for denied in (
+            lambda: bob.query("chat", HELLO),
+            lambda: bob.stream("chat", HELLO),
+            lambda: bob.get_endpoint("chat"),
+            lambda: bob.delete_endpoint("chat"),
+        ):
+            with pytest.raises(PermissionDeniedError, match="'bob'"):
+                denied()
+        with pytest.raises(duckdb.Error, match="'bob'"):
+            con.sql("SELECT ai_query('chat', 'hello')").fetchall()
+        assert bob.list_endpoints() == []
+        assert ada.query("chat", HELLO)
+
+
+def test_a_server_beside_sql_serves_the_same_endpoints(workspace):
+    with aiquery.serve(workspace) as server:
+        request = urllib.request.Request(
+            f"{server.url}/serving-endpoints/chat/invocations", data=orjson.dumps(HELLO), method="POST"
+        )
+        with urllib.request.urlopen(request) as answer:
+            assert orjson.loads(answer.read())["choices"][0]["message"]["content"] == "echo: hello"
+            assert answer.headers["served-model-name"] == "gpt-4o"
 
 
 def test_a_split_is_exact_and_one_served_model_can_be_asked_for(workspace, server):

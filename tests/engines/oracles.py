@@ -63,7 +63,7 @@ class Oracles(aiquery.Workspace):
         model = {"provider": "openai", "name": name, "task": task, "openai_config": {"openai_api_key_plaintext": "k"}}
         return {"external_model": model, "max_provisioned_concurrency": CONCURRENCY}
 
-    def _load(self, entity: Any) -> Any:
+    def _load(self, entity: Any, say: Any) -> Any:
         return Oracle(self, entity.external_model.name, entity.external_model.task)
 
     async def everything(self) -> None:

@@ -99,8 +99,8 @@ class Network(Oracles):
     def declared(self, name, task):
         return external(self.server, task, name)
 
-    def _load(self, entity):
-        return aiquery.Workspace._load(self, entity)
+    def _load(self, entity, say):
+        return aiquery.Workspace._load(self, entity, say)
 
     def heard(self):
         bodies = [self.server.requests.pop() for _ in range(len(self.server.requests))]

@@ -105,12 +105,6 @@ def test_what_is_for_databricks_is_not_sent_on(openai):
     assert openai.requests == [{"model": "gpt-4o-mini", **HELLO, "top_p": 0.5, "seed": 3}]
 
 
-def test_a_stream_is_refused_before_anything_is_sent(openai):
-    with pytest.raises(InvalidRequestError, match="leave out 'stream'"):
-        ask(openai_model(openai), {**HELLO, "stream": True})
-    assert openai.requests == []
-
-
 @pytest.mark.parametrize("name", ["o1", "o3-mini", "gpt-5", "gpt-5.1-mini", "gpt-6", "ft:o4-mini:me"])
 def test_reasoning_models_get_no_implicit_temperature(name):
     transport = Recorded(answer(body={"choices": [{"message": {}}]}))

@@ -31,9 +31,17 @@ from aiquery_serving.secrets import Secrets
 from aiquery_serving.store import Store
 
 SECRET = "sk-very-secret"
+ME = "me@example.com"
 
 
-class External:
+class Retirable:
+    retired = closed = False
+
+    def retire(self, *, at_once=False):
+        self.retired, self.closed = not at_once, at_once
+
+
+class External(Retirable):
     task = "llm/v1/chat"
 
     def __init__(self, entity):
@@ -46,7 +54,7 @@ class External:
         pass
 
 
-class Model:
+class Model(Retirable):
     input_schema = output_type = None
 
     def __init__(self, entity):
@@ -72,7 +80,7 @@ class Loader:
         self.gates[version] = threading.Event()
         return self.gates[version]
 
-    def __call__(self, entity):
+    def __call__(self, entity, say):
         if gate := self.gates.get(entity.entity_version):
             assert gate.wait(20)
         if failure := self.failures.get(entity.entity_version):
@@ -104,7 +112,6 @@ class World:
             self.secrets,
             load=self.load,
             check=self.check,
-            creator="me@example.com",
             clock=self.clock,
         )
 
@@ -174,20 +181,20 @@ def version_served(registry, name="e"):
 
 
 def test_an_external_endpoint_is_ready_in_the_answer(registry):
-    endpoint = registry.create({"name": "e", "config": external(), "tags": [{"key": "a", "value": "b"}]})
+    endpoint = registry.create({"name": "e", "config": external(), "tags": [{"key": "a", "value": "b"}]}, creator=ME)
     assert state(endpoint) == ("READY", "NOT_UPDATING")
     assert len(endpoint["id"]) == 32
-    assert endpoint["creator"] == "me@example.com"
+    assert endpoint["creator"] == ME
     assert endpoint["config"]["config_version"] == 1
     assert endpoint["tags"] == [{"key": "a", "value": "b"}]
     assert registry.get("e") == endpoint
-    registry.create({"name": "a-second"})
+    registry.create({"name": "a-second"}, creator=ME)
     assert [item["name"] for item in registry.list()["endpoints"]] == ["a-second", "e"]
     assert isinstance(registry.serving("e").entities["chat"], External)
 
 
 def test_a_key_in_clear_becomes_a_reference_that_lives_and_dies_with_the_endpoint(world):
-    endpoint = world.registry.create({"name": "e", "config": external()})
+    endpoint = world.registry.create({"name": "e", "config": external()}, creator=ME)
     block = endpoint["config"]["served_entities"][0]["external_model"]["openai_config"]
     assert block == {"openai_api_key": "{{secrets/e/chat.openai_api_key.v1}}"}
     assert world.secrets.resolve(block["openai_api_key"]) == SECRET
@@ -200,7 +207,7 @@ def test_a_key_in_clear_becomes_a_reference_that_lives_and_dies_with_the_endpoin
 
 
 def test_an_endpoint_called_env_keeps_its_keys_off_the_environment(world):
-    world.registry.create({"name": "env", "config": external()})
+    world.registry.create({"name": "env", "config": external()}, creator=ME)
     assert world.secrets.list() == (("env.endpoint", "chat.openai_api_key.v1"),)
 
 
@@ -214,10 +221,10 @@ def test_an_endpoint_called_env_keeps_its_keys_off_the_environment(world):
     ],
 )
 def test_a_refused_create_stores_nothing(world, payload, error):
-    before = world.registry.create({"name": "e", "config": external()})
+    before = world.registry.create({"name": "e", "config": external()}, creator=ME)
     secrets = world.secrets.list()
     with pytest.raises(error):
-        world.registry.create(payload)
+        world.registry.create(payload, creator=ME)
     assert world.registry.list()["endpoints"][0]["name"] == "e"
     assert len(world.registry.list()["endpoints"]) == 1
     assert world.registry.get("e") == before
@@ -226,7 +233,7 @@ def test_a_refused_create_stores_nothing(world, payload, error):
 
 def test_a_first_deployment_is_pending_until_it_has_loaded(world, registry):
     gate = world.load.hold_back("1")
-    endpoint = registry.create({"name": "e", "config": custom()})
+    endpoint = registry.create({"name": "e", "config": custom()}, creator=ME)
     assert state(endpoint) == ("NOT_READY", "IN_PROGRESS")
     assert endpoint["pending_config"]["config_version"] == 1
     assert deployment(endpoint, "pending_config") == ("DEPLOYMENT_CREATING", "")
@@ -244,20 +251,20 @@ def test_a_first_deployment_is_pending_until_it_has_loaded(world, registry):
 
 def test_a_caller_may_wait_for_a_first_deployment(world, registry):
     gate = world.load.hold_back("1")
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     threading.Timer(0.05, gate.set).start()
     assert registry.serving("e", wait=10).name == "e"
 
 
 def test_a_waiting_caller_may_give_up(world, registry):
     world.load.hold_back("1")
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     with pytest.raises(CancelledCallError, match="before endpoint 'e' had loaded"):
         registry.serving("e", wait=10, cancelled=lambda: True)
 
 
 def test_an_update_serves_the_old_config_until_the_new_one_has_loaded(world, registry):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     old = registry.serving("e", wait=10)
     gate = world.load.hold_back("2")
     updating = registry.update_config("e", custom("2"))
@@ -283,7 +290,7 @@ def test_an_update_serves_the_old_config_until_the_new_one_has_loaded(world, reg
     ],
 )
 def test_a_failed_update_keeps_the_old_config_and_says_why(world, registry, failure, says):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     old = registry.serving("e", wait=10)
     world.load.failures["2"] = failure
     registry.update_config("e", custom("2"))
@@ -303,7 +310,7 @@ def test_a_failed_update_keeps_the_old_config_and_says_why(world, registry, fail
 
 def test_a_failed_first_deployment_says_why_and_can_be_updated(world, registry):
     world.load.failures["1"] = ValueError("bad pickle")
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     failed = registry.wait_until_settled("e", 10)
     assert state(failed) == ("NOT_READY", "UPDATE_FAILED")
     assert deployment(failed) == ("DEPLOYMENT_FAILED", "ValueError: bad pickle")
@@ -315,14 +322,14 @@ def test_a_failed_first_deployment_says_why_and_can_be_updated(world, registry):
 
 def test_an_external_endpoint_that_does_not_load_fails_in_the_answer(world, registry):
     world.load.failures[None] = SecretError("Secret 'a/b' is not in this workspace.")
-    endpoint = registry.create({"name": "e", "config": external()})
+    endpoint = registry.create({"name": "e", "config": external()}, creator=ME)
     assert state(endpoint) == ("NOT_READY", "UPDATE_FAILED")
     assert deployment(endpoint) == ("DEPLOYMENT_FAILED", "Secret 'a/b' is not in this workspace.")
 
 
 @pytest.mark.parametrize(("before", "after"), [(custom(), external()), (external(), custom())])
 def test_external_and_own_models_do_not_turn_into_each_other(registry, before, after):
-    registry.create({"name": "e", "config": before})
+    registry.create({"name": "e", "config": before}, creator=ME)
     registry.wait_until_settled("e", 10)
     with pytest.raises(ConfigurationError, match="create another endpoint"):
         registry.update_config("e", after)
@@ -330,7 +337,7 @@ def test_external_and_own_models_do_not_turn_into_each_other(registry, before, a
 
 @pytest.mark.parametrize("first_gate", [True, False])
 def test_an_update_that_comes_between_check_and_store_is_a_conflict(world, neighbour, registry, first_gate):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     registry.wait_until_settled("e", 10)
     gate = neighbour.load.hold_back("2")
     if first_gate:
@@ -360,36 +367,40 @@ def test_changing_only_the_split_keeps_the_running_models(world, registry):
         ]
         return {"served_entities": entities, "traffic_config": {"routes": routes}}
 
-    registry.create({"name": "e", "config": split("90", "10")})
+    registry.create({"name": "e", "config": split("90", "10")}, creator=ME)
     before = registry.serving("e", wait=10)
     after = registry.update_config("e", split(50, 50))
     assert state(after) == ("READY", "NOT_UPDATING")
     assert registry.serving("e").entities == before.entities
     assert len(world.load.loaded) == 2
-    assert registry.retired == []
+    assert not any(entity.retired for entity in before.entities.values())
 
 
 def test_an_external_entity_is_made_anew_because_its_secret_may_be_another(world, registry):
     world.secrets.put("prod", "key", SECRET)
     config = external()
     config["served_entities"][0]["external_model"]["openai_config"] = {"openai_api_key": "{{secrets/prod/key}}"}
-    registry.create({"name": "e", "config": config})
+    registry.create({"name": "e", "config": config}, creator=ME)
     registry.update_config("e", config)
     assert len(world.load.loaded) == 2
 
 
-def test_replaced_external_entities_are_handed_over_for_closing(registry):
-    registry.create({"name": "e", "config": external()})
+def test_replaced_entities_are_retired_and_closed_at_the_end(registry):
+    registry.create({"name": "e", "config": external()}, creator=ME)
     first = registry.serving("e").entities["chat"]
     registry.update_config("e", external(model="gpt-5"))
     second = registry.serving("e").entities["chat"]
-    assert registry.retired == [first]
+    assert (first.retired, second.retired) == (True, False)
     registry.delete("e")
-    assert registry.retired == [first, second]
+    assert (second.retired, second.closed) == (True, False)
+    registry.create({"name": "e", "config": external()}, creator=ME)
+    last = registry.serving("e").entities["chat"]
+    registry.close()
+    assert (last.retired, last.closed) == (False, True)
 
 
 def test_limits_tags_and_gateway_change_at_once_and_without_loading(world, registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     loads = len(world.load.loaded)
     limit = {"calls": 5, "key": "endpoint", "renewal_period": "minute"}
     assert registry.update_rate_limits("e", {"rate_limits": [limit]})["rate_limits"][0]["calls"] == 5
@@ -408,7 +419,7 @@ def test_limits_tags_and_gateway_change_at_once_and_without_loading(world, regis
 
 
 def test_a_change_of_limits_survives_the_end_of_an_update(world, registry):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     registry.wait_until_settled("e", 10)
     gate = world.load.hold_back("2")
     registry.update_config("e", custom("2"))
@@ -439,7 +450,7 @@ def test_an_unknown_endpoint_is_named(registry, ask):
 
 
 def test_an_endpoint_without_a_config_says_what_it_lacks(registry):
-    endpoint = registry.create({"name": "e"})
+    endpoint = registry.create({"name": "e"}, creator=ME)
     assert state(endpoint) == ("NOT_READY", "NOT_UPDATING")
     with pytest.raises(EndpointFailedError, match=r"no served entities yet\. Update its config"):
         registry.serving("e", wait=5)
@@ -449,9 +460,9 @@ def test_an_endpoint_without_a_config_says_what_it_lacks(registry):
 
 def test_deleting_while_it_loads_leaves_nothing_behind(world, registry):
     gate = world.load.hold_back("1")
-    first = registry.create({"name": "e", "config": custom()})
+    first = registry.create({"name": "e", "config": custom()}, creator=ME)
     registry.delete("e")
-    second = registry.create({"name": "e", "config": external()})
+    second = registry.create({"name": "e", "config": external()}, creator=ME)
     gate.set()
     join_loads()
     assert second["id"] != first["id"]
@@ -466,7 +477,7 @@ def join_loads():
 
 
 def test_a_workspace_that_cannot_be_written_fails_the_update_and_keeps_the_old_config(world, registry, caplog):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     old = registry.serving("e", wait=10)
     gate = world.load.hold_back("2")
     registry.update_config("e", custom("2"))
@@ -480,7 +491,7 @@ def test_a_workspace_that_cannot_be_written_fails_the_update_and_keeps_the_old_c
 
 
 def test_serving_costs_next_to_nothing_once_loaded(registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     start = time.perf_counter()
     for _ in range(10_000):
         registry.serving("e")
@@ -491,8 +502,8 @@ def test_serving_costs_next_to_nothing_once_loaded(registry):
 
 
 def test_a_reopened_workspace_loads_at_the_first_question(world, neighbour, registry):
-    registry.create({"name": "own", "config": custom()})
-    registry.create({"name": "other", "config": external()})
+    registry.create({"name": "own", "config": custom()}, creator=ME)
+    registry.create({"name": "other", "config": external()}, creator=ME)
     registry.wait_until_settled("own", 10)
     assert neighbour.registry.get("own") == registry.get("own")
     assert neighbour.load.loaded == []
@@ -501,7 +512,7 @@ def test_a_reopened_workspace_loads_at_the_first_question(world, neighbour, regi
 
 
 def test_an_update_is_seen_by_others_who_swap_only_when_they_have_loaded(world, neighbour, registry):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     assert version_served(neighbour.registry) == "1"
     gate = neighbour.load.hold_back("2")
     registry.update_config("e", custom("2"))
@@ -519,7 +530,7 @@ def test_an_update_is_seen_by_others_who_swap_only_when_they_have_loaded(world, 
 
 
 def test_others_look_again_only_after_a_while(neighbour, registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     held = neighbour.registry.serving("e")
     registry.update_rate_limits("e", {"rate_limits": [{"calls": 5, "renewal_period": "minute"}]})
     assert neighbour.registry.serving("e") is held
@@ -529,29 +540,45 @@ def test_others_look_again_only_after_a_while(neighbour, registry):
 
 
 def test_others_see_deletion_and_a_new_endpoint_of_that_name(neighbour, registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     neighbour.registry.serving("e")
     registry.delete("e")
     neighbour.clock.ahead += 0.3
     with pytest.raises(EndpointNotFoundError):
         neighbour.registry.serving("e")
-    registry.create({"name": "e", "config": custom("7")})
+    registry.create({"name": "e", "config": custom("7")}, creator=ME)
     assert version_served(neighbour.registry) == "7"
 
 
 def test_others_see_a_new_endpoint_of_that_name_even_without_a_look_in_between(neighbour, registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     old = neighbour.registry.serving("e").entities["chat"]
     registry.delete("e")
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     neighbour.clock.ahead += 0.3
     assert neighbour.registry.serving("e").entities["chat"] is not old
-    assert neighbour.registry.retired == [old]
+    assert old.retired
+
+
+def test_endpoints_in_service_load_before_anybody_asks(neighbour, registry):
+    registry.create({"name": "e", "config": custom("1")}, creator=ME)
+    registry.create({"name": "bare"}, creator=ME)
+    registry.wait_until_settled("e", 10)
+    gate = neighbour.load.hold_back("1")
+    assert not neighbour.registry.warming()
+    neighbour.registry.warm()
+    assert neighbour.registry.warming()
+    with pytest.raises(EndpointNotReadyError) as caught:
+        neighbour.registry.serving("e")
+    assert caught.value.deployed
+    gate.set()
+    assert neighbour.registry.serving("e", wait=10).entities
+    assert not neighbour.registry.warming()
 
 
 def test_a_config_that_does_not_load_here_is_tried_again_later(neighbour, registry):
     neighbour.load.failures[None] = ProviderAccessError("No.")
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     with pytest.raises(EndpointFailedError, match=r"'e' does not load in this process: .*'chat': No\."):
         neighbour.registry.serving("e")
     neighbour.load.failures.clear()
@@ -562,7 +589,7 @@ def test_a_config_that_does_not_load_here_is_tried_again_later(neighbour, regist
 
 
 def test_an_update_elsewhere_that_fails_here_keeps_the_old_one_and_is_tried_again(neighbour, registry):
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     assert version_served(neighbour.registry) == "1"
     neighbour.load.failures["2"] = ValueError("no memory")
     registry.update_config("e", custom("2"))
@@ -581,11 +608,11 @@ def test_an_update_elsewhere_that_fails_here_keeps_the_old_one_and_is_tried_agai
 
 def test_an_update_in_another_process_is_a_conflict_and_can_be_waited_for(world, neighbour, registry):
     gate = world.load.hold_back("1")
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     with pytest.raises(UpdateConflictError):
         neighbour.registry.update_config("e", custom("2"))
     with pytest.raises(EndpointExistsError):
-        neighbour.registry.create({"name": "e", "config": custom("2")})
+        neighbour.registry.create({"name": "e", "config": custom("2")}, creator=ME)
     threading.Timer(0.05, gate.set).start()
     assert state(neighbour.registry.wait_until_settled("e", 10)) == ("READY", "NOT_UPDATING")
 
@@ -601,7 +628,7 @@ def test_a_load_that_ends_while_another_process_looks_has_not_failed(world, neig
         join_loads()
         return really(owner, **when)
 
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     monkeypatch.setattr(documents, "is_loading", ends_meanwhile)
 
     assert state(neighbour.registry.get("e")) == ("READY", "NOT_UPDATING")
@@ -609,7 +636,7 @@ def test_a_load_that_ends_while_another_process_looks_has_not_failed(world, neig
 
 def test_an_update_of_a_closed_registry_has_failed(world, neighbour, registry):
     gate = world.load.hold_back("1")
-    registry.create({"name": "e", "config": custom()})
+    registry.create({"name": "e", "config": custom()}, creator=ME)
     registry.close()
     gate.set()
     join_loads()
@@ -625,11 +652,11 @@ from aiquery_serving.store import Store
 
 store = Store(sys.argv[1])
 registry = Registry(
-    store, Secrets(store, key=None), load=lambda entity: time.sleep(60), check=lambda entity: None,
-    creator="other", clock=SystemClock(),
+    store, Secrets(store, key=None), load=lambda entity, say: time.sleep(60), check=lambda entity: None,
+    clock=SystemClock(),
 )
 entity = {"name": "current", "entity_name": "c.s.model-A", "entity_version": "1"}
-registry.create({"name": "e", "config": {"served_entities": [entity]}})
+registry.create({"name": "e", "config": {"served_entities": [entity]}}, creator="other")
 print("loading", flush=True)
 time.sleep(60)
 """
@@ -665,7 +692,7 @@ def test_ps_tells_processes_apart_where_proc_does_not_exist(monkeypatch):
 
 
 def test_an_unreadable_row_is_named(world, registry):
-    registry.create({"name": "e", "config": external()})
+    registry.create({"name": "e", "config": external()}, creator=ME)
     with world.store.write() as connection:
         connection.execute("UPDATE endpoints SET document = '{\"tags\": 1}'")
     with pytest.raises(WorkspaceError, match="keeps of endpoint 'e' cannot be read"):

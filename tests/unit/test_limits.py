@@ -1,13 +1,17 @@
 """Limits are never exceeded in any rolling window, and waits are enough and not too much."""
 
+import asyncio
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiquery.testing import ManualClock
+from aiquery_serving.admission import Admission
 from aiquery_serving.endpoint import RateLimit
-from aiquery_serving.errors import InvalidRequestError
+from aiquery_serving.errors import InvalidRequestError, TooManyRequestsError
+from aiquery_serving.leases import Leases
 from aiquery_serving.limits import LearnedLimit, Limits, RollingLimit, refusal
 from aiquery_serving.messages import Allowance
 
@@ -182,6 +186,134 @@ def test_a_refusal_says_which_limit_and_for_how_long(rule, text):
     error = refusal("chat", limits.strictest("ann", 25.0, 3))
     assert str(error) == f"User defined rate limit(s) exceeded for 'chat'. {text}"
     assert error.retry_after == 45.0
+
+
+GROUPS = {"ann": {"analysts"}, "bob": {"analysts", "writers"}, "cid": set()}
+
+
+def of_groups(name):
+    return frozenset(GROUPS.get(name, ()))
+
+
+@pytest.mark.parametrize(
+    ("declared", "admitted"),
+    [
+        ([minute(calls=5, key="user_group", principal="analysts")], {"ann": 5, "bob": 0, "cid": 100}),
+        ([minute(calls=5, key="user_group", principal="ann")], {"ann": 100}),
+        ([minute(calls=5, key="user", principal="analysts")], {"ann": 100}),
+        ([minute(calls=5, key="user_group", principal="analysts"), minute(calls=3, key="user")], {"ann": 3, "bob": 2, "cid": 3}),
+        (
+            [minute(calls=n, key="user_group", principal=group) for group, n in (("analysts", 9), ("writers", 4))],
+            {"bob": 4, "ann": 5},
+        ),
+        ([minute(tokens=10, key="user_group", principal="analysts")], {"ann": 5, "bob": 0, "cid": 100}),
+        ([minute(calls=4, key="service_principal", principal="etl")], {"etl": 4, "ann": 100}),
+    ],
+)  # fmt: skip
+def test_the_members_of_a_group_are_counted_together(declared, admitted):
+    limits = Limits(declared, of_groups)
+    assert {name: calls_until_refused(limits, name, tokens=2) for name in admitted} == admitted
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["ann", "bob", "cid"]), st.sampled_from([0, 0.5, 20, 59.5, 61])), max_size=60)
+)
+def test_no_period_admits_more_of_a_group_than_its_limit(calls):
+    limits, now, admitted = Limits([minute(calls=3, key="user_group", principal="analysts")], of_groups), 0.0, []
+    for name, gap in calls:
+        now += gap
+        if limits.wait(name, now) == 0:
+            limits.take(name, now)
+            admitted += [(now, 1)] if "analysts" in of_groups(name) else []
+        else:
+            assert name != "cid"
+    assert all(in_window(admitted, start) <= 3 for start, _ in admitted)
+
+
+def test_who_leaves_a_group_is_counted_with_it_no_more():
+    groups = {"analysts"}
+    limits = Limits([minute(calls=1, key="user_group", principal="analysts")], lambda _: frozenset(groups))
+    limits.take("ann", 0.0)
+    assert limits.wait("ann", 1.0) == 59.0
+    groups.clear()
+    assert limits.wait("ann", 1.0) == 0.0
+    assert limits.strictest("ann", 1.0, 0) is None
+
+
+def test_a_member_of_a_group_is_refused_as_a_user():
+    limits = Limits([minute(calls=1, key="user_group", principal="analysts")], of_groups)
+    limits.take("ann", 0.0)
+    error = refusal("chat", limits.strictest("bob", 15.0, 0))
+    assert str(error).endswith("Requests-per-minute (RPM) rate limit exceeded for user")
+    assert error.retry_after == 45.0
+
+
+class Office:
+    """One process's admission to an endpoint, and who was let in when."""
+
+    def __init__(self, clock, declared, folder=None, groups_of=of_groups):
+        self.clock, self.log = clock, []
+        leases = Leases(folder, clock) if folder else None
+        self.admission = Admission("chat", tuple(declared), clock, leases, groups_of)
+
+    async def call(self, caller, tokens=0, *, patient=True):
+        await self.admission.enter(caller, tokens, patient=patient)
+        self.log.append((self.clock.now(), caller))
+
+    async def many(self, **counts):
+        await asyncio.gather(*(self.call(name) for name, count in counts.items() for _ in range(count)))
+
+    def when(self, caller):
+        return [at for at, name in self.log if name == caller]
+
+
+def run(coroutine):
+    return asyncio.run(asyncio.wait_for(coroutine, 20))
+
+
+def per_group(*groups, calls=2):
+    return [minute(calls=calls, key="user_group", principal=group) for group in groups]
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_a_group_that_has_used_up_its_limit_holds_up_nobody_else(shared, tmp_path):
+    office = Office(ManualClock(), per_group("analysts"), tmp_path if shared else None)
+    run(office.many(ann=3, bob=3, cid=50))
+    assert office.when("cid") == [0.0] * 50
+    members = sorted([*office.when("ann"), *office.when("bob")])
+    assert [sum(start <= at < start + 60 for at in members) for start in (0, 60, 120)] == [2, 2, 2]
+
+
+def test_processes_keep_the_limit_of_a_group_together_whoever_asks_where(tmp_path):
+    clock = ManualClock()
+    one, other = (Office(clock, per_group("analysts", calls=30), tmp_path) for _ in range(2))
+
+    async def both():
+        await asyncio.gather(one.many(ann=60, cid=5), other.many(bob=60))
+
+    run(both())
+    stamps = sorted(at for at, name in one.log + other.log if name != "cid")
+    assert max(sum(start <= at < start + 60 for at in stamps) for start in stamps) == 30
+    assert clock.now() <= 180 * 1.03
+    assert max(one.when("cid")) == 0.0
+
+
+def test_who_joins_a_group_is_counted_with_it_by_all_processes(tmp_path):
+    clock, groups = ManualClock(), {"bob": {"analysts"}, "ann": set()}
+    declared = [*per_group("analysts"), minute(calls=50)]
+    one, other = (Office(clock, declared, tmp_path, lambda name: frozenset(groups[name])) for _ in range(2))
+
+    async def join():
+        await one.many(ann=5)
+        await other.many(bob=2)
+        groups["ann"].add("analysts")
+        with pytest.raises(TooManyRequestsError, match="exceeded for user"):
+            await one.call("ann", patient=False)
+        groups["ann"].clear()
+        await one.call("ann", patient=False)
+
+    run(join())
+    assert one.when("ann") == [0.0] * 6
 
 
 def test_what_can_never_be_admitted_is_refused_rather_than_waited_for():

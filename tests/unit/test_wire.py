@@ -275,7 +275,7 @@ def test_a_gateway_block_is_read_whole_and_answered_in_its_own_types():
         "usage_tracking_config": {"enabled": True},
         "inference_table_config": {"enabled": True, "catalog_name": "c", "schema_name": "s"},
         "rate_limits": [{"key": "user_group", "principal": "ds", "calls": 5, "renewal_period": "minute"}],
-        "guardrails": {"input": {"safety": True, "pii": {"behavior": "MASK"}, "invalid_keywords": ["x"]}},
+        "guardrails": {"input": {"pii": {"behavior": "MASK"}, "invalid_keywords": ["x"]}},
         "fallback_config": {"enabled": True},
     }
     sent = block | {"fallback_config": {"enabled": "true"}, "unknown": 1, "guardrails": block["guardrails"]}

@@ -86,7 +86,7 @@ def test_an_endpoint_answers_with_its_whole_self():
         "state": {"ready": "READY", "config_update": "NOT_UPDATING"},
         "tags": [],
         "description": "",
-        "permission_level": "CAN_MANAGE",
+        "endpoint_type": "CUSTOM_MODEL",
         "route_optimized": False,
     }
 

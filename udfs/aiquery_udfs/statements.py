@@ -100,7 +100,7 @@ class Statements:
         """Return what an endpoint serves, when its first deployment has loaded."""
         for _ in range(round(FIRST_DEPLOYMENT_SECONDS / SLICE)):
             try:
-                return self._execution.gateway.serving(endpoint, wait=SLICE)
+                return self._execution.gateway.serving(endpoint, wait=SLICE, caller=self._execution.caller)
             except EndpointNotReadyError as error:
                 loading = error
                 if cancelled():

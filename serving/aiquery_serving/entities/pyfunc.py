@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 
 from aiquery_serving.entities.answers import answers
-from aiquery_serving.entities.scorers import Scorer, scorer, untraced
-from aiquery_serving.entities.scoring import parse, response
+from aiquery_serving.entities.merging import is_mergeable
+from aiquery_serving.entities.microbatch import Microbatcher
+from aiquery_serving.entities.scorers import Scorer, scorer, streamer, untraced
+from aiquery_serving.entities.scoring import ScoringInput, parse, response
 from aiquery_serving.errors import AiQueryError, InvalidRequestError, ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from aiquery_serving.messages import Json
@@ -30,14 +32,24 @@ _MISFITS = ("Failed to enforce schema", "Failed to validate")
 
 
 class PyfuncEntity:
-    """A custom model in this process (`messages.BatchEntity`)."""
+    """A custom model in this process (`messages.BatchEntity`, `messages.StreamingModel`).
+
+    Attributes:
+        can_stream: Whether the model can answer piece by piece.
+        mergeable: Whether requests that come together may be answered together: every input is a named column.
+        aquery: `query` for callers on an event loop, in batches where that pays (`microbatch.Microbatcher.ask`).
+    """
 
     def __init__(self, name: str, model: Any) -> None:
         self.name = name
         self._model = model
         self._scorer: Scorer = scorer(model)
+        self._stream = streamer(model)
         self.input_schema = self._scorer.input_schema
         self.output_type = self._scorer.output_type
+        self.can_stream = self._stream is not None
+        self.mergeable = is_mergeable(model.metadata)
+        self.aquery = Microbatcher(self.query, merges=self.mergeable).ask
 
     def predict(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None = None) -> pa.Array:
         """Return one answer per row; a batch without rows does not reach the model.
@@ -68,8 +80,28 @@ class PyfuncEntity:
         try:
             output = untraced(self._model)(asked.data, params=asked.params)
         except Exception as error:  # noqa: BLE001 a model may raise anything
-            self._translate(error, f"Failed to predict data '{asked.data}'. \nError: ")
+            self._translate(error, _failed_on(asked))
         return response(output, is_unified=asked.is_unified)
+
+    def stream(self, payload: Mapping[str, Any]) -> Generator[Json, None, None]:
+        """Yield the pieces of one answer as the model gives them; what is not an object comes under `predictions`.
+
+        Raises:
+            MalformedRequestError: The body has not exactly one of the four input forms.
+            InvalidRequestError: The input does not fit the model's signature, or the model cannot stream.
+            ModelError: The model raised.
+        """
+        if self._stream is None:
+            raise InvalidRequestError(
+                f"Model {self.name!r} cannot answer piece by piece: it has no predict_stream(). "
+                "Ask without `stream`, or log a model that has one."
+            )
+        asked = parse(payload, self._model.metadata)
+        try:
+            for piece in self._stream(asked.data, params=asked.params):
+                yield response(piece, is_unified=True)
+        except Exception as error:  # noqa: BLE001 a model may raise anything
+            self._translate(error, _failed_on(asked))
 
     def _translate(self, error: Exception, prefix: str = "") -> NoReturn:
         if _is_misfit(error):
@@ -122,6 +154,10 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             else:
                 os.environ[key] = value
         raise
+
+
+def _failed_on(asked: ScoringInput) -> str:
+    return f"Failed to predict data '{asked.data}'. \nError: "
 
 
 def _is_misfit(error: Exception) -> bool:

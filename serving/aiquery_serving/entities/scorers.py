@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, Protocol, cast, get_args
 
@@ -25,6 +26,7 @@ _AGENTS = {
     "mlflow.pyfunc.loaders.chat_model": "messages",
     "mlflow.pyfunc.loaders.responses_agent": "input",
 }
+_END = object()
 
 
 class Scorer(Protocol):
@@ -145,6 +147,31 @@ def untraced(model: Any) -> Callable[..., Any]:
     from mlflow.tracing.provider import trace_disabled
 
     return cast("Callable[..., Any]", trace_disabled(model.predict))
+
+
+def streamer(model: Any) -> Callable[..., Iterator[Any]] | None:
+    """Return a model's predict_stream(), for agents as `untraced` has it; None if the model has none of its own."""
+    if model._predict_stream_fn is None or not _streams_itself(model._model_impl):  # noqa: SLF001 no public way to ask
+        return None
+    if model.loader_module not in _AGENTS:
+        return cast("Callable[..., Iterator[Any]]", model.predict_stream)
+    from mlflow.tracing.provider import trace_disabled
+
+    def stream(data: Any, params: Mapping[str, Any] | None = None) -> Iterator[Any]:
+        with closing(model.predict_stream(data, params=params)) as pieces:
+            # Every step by itself: what runs between two of them is not the agent's.
+            yield from iter(trace_disabled(partial(next, pieces, _END)), _END)
+
+    return stream
+
+
+def _streams_itself(implementation: Any) -> bool:
+    """Whether predict_stream() is not just the one that MLflow's classes inherit, which only raises."""
+    raw = getattr(implementation, "python_model", implementation)
+    if hasattr(raw, "get_raw_model"):
+        raw = raw.get_raw_model()
+    owner = next((kind for kind in type(raw).__mro__ if "predict_stream" in vars(kind)), None)
+    return owner is None or owner.__module__ != "mlflow.pyfunc.model"
 
 
 class AgentScorer:

@@ -14,9 +14,10 @@ from aiquery_serving.errors import (
     EndpointFailedError,
     EndpointNotReadyError,
 )
-from aiquery_serving.messages import RequestEntity
+from aiquery_serving.messages import Retirable
 from aiquery_serving.registry.documents import Documents, Stored
 from aiquery_serving.registry.lifecycle import IN_PROGRESS, LoadFailure, fail, failure_text, succeed
+from aiquery_serving.registry.loading import Loader
 from aiquery_serving.registry.process import Owner, release
 from aiquery_serving.wire import gateway_rate_limits
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from aiquery_serving.clock import Clock
-    from aiquery_serving.endpoint import ServedEntity
     from aiquery_serving.messages import Entity
     from aiquery_serving.store import Store
 
@@ -77,13 +77,12 @@ class Deployments:
     Args:
         store: Where endpoints are kept.
         documents: The table of endpoints in it.
-        load: Makes a served entity ready to answer.
+        loader: Makes a served entity ready to answer.
         clock: The time.
 
     Attributes:
         changed: Guards everything here, and is always taken before the store's own lock. Notified
             when a load has ended.
-        retired: Per-request entities that no new request gets any more.
     """
 
     def __init__(
@@ -91,15 +90,14 @@ class Deployments:
         store: Store,
         documents: Documents,
         *,
-        load: Callable[[ServedEntity], Entity],
+        loader: Loader,
         clock: Clock,
     ) -> None:
         self._store = store
         self._documents = documents
-        self._load_entity = load
+        self._loader = loader
         self._clock = clock
         self.changed = threading.Condition()
-        self.retired: list[RequestEntity] = []
         self._held: dict[str, _Held] = {}
         self._ready: dict[str, Serving] = {}
         self._seen_revision = -1
@@ -137,6 +135,22 @@ class Deployments:
             for name in tuple(self._held):
                 self._follow(name, stored.get(name))
 
+    def warm(self) -> None:
+        """Begin to load every endpoint that is in service, before anybody asks for it.
+
+        Raises:
+            WorkspaceError: The workspace cannot be read.
+        """
+        with self.changed:
+            for name, stored in self._documents.all().items():
+                if stored.record.ready:
+                    self._hold(stored.record)
+                    self._follow(name, stored)
+
+    def warming(self) -> bool:
+        """Say whether an endpoint in service is still loading in this process. Only reads."""
+        return any(held.loading is not None and held.serving is None for held in tuple(self._held.values()))
+
     def close(self) -> None:
         """Let go of everything. A load in progress ends without effect."""
         with self.changed:
@@ -149,7 +163,7 @@ class Deployments:
 
     def _deploy(self, record: EndpointRecord, config: EndpointConfig, owner: Owner, running: _Entities) -> None:
         try:
-            outcome = self._load(record.name, config, running)
+            outcome = self._load(record, config, running)
             with self.changed:
                 self._finish(record, owner, outcome)
         finally:
@@ -168,7 +182,9 @@ class Deployments:
                 return
             settled = self._settled(stored.record, outcome)
             self._documents.save(Stored(settled))
-        if not isinstance(outcome, LoadFailure):
+        _tell_of_update(settled, outcome)
+        if settled.config and not isinstance(outcome, LoadFailure):
+            self._loader.tell_serving(settled.id, settled.config)
             self._install(self._hold(settled), settled, outcome)
         self.catch_up()
 
@@ -178,18 +194,19 @@ class Deployments:
             return fail(record, outcome, now_ms=now_ms)
         return succeed(record, now_ms=now_ms)
 
-    def _load(self, name: str, config: EndpointConfig, running: Mapping[str, Entity]) -> _Entities | LoadFailure:
+    def _load(
+        self, record: EndpointRecord, config: EndpointConfig, running: Mapping[str, Entity]
+    ) -> _Entities | LoadFailure:
         entities = dict(running)
         for entity in config.served_entities:
             if entity.name in entities:
                 continue
-            try:
-                entities[entity.name] = self._load_entity(entity)
-            except Exception as error:  # noqa: BLE001 - a model's own code may raise anything
-                reason = _reason(error)
-                _log.warning("Endpoint '%s': '%s' did not load. %s", name, entity.name, reason)
+            loaded = self._loader.load(record.id, entity)
+            if isinstance(loaded, LoadFailure):
+                _log.warning("Endpoint '%s': '%s' did not load. %s", record.name, entity.name, loaded.reason)
                 self._retire(entities, kept=running.values())
-                return LoadFailure(entity.name, reason)
+                return loaded
+            entities[entity.name] = loaded
         return entities
 
     def _still_good(self, record: EndpointRecord, config: EndpointConfig) -> _Entities:
@@ -252,7 +269,9 @@ class Deployments:
             return held.serving
         if held.failed == record.config.config_version:
             raise EndpointFailedError(f"Endpoint '{name}' does not load in this process: {held.reason}")
-        raise _loading(name)
+        loading = _loading(name)
+        loading.deployed = True
+        raise loading
 
     def _hold(self, record: EndpointRecord) -> _Held:
         held = self._held.get(record.name)
@@ -287,7 +306,7 @@ class Deployments:
             self._on_a_thread(record.name, self._fetch, held, record, config)
 
     def _fetch(self, held: _Held, record: EndpointRecord, config: EndpointConfig) -> None:
-        outcome = self._load(record.name, config, self._still_good(record, config))
+        outcome = self._load(record, config, self._still_good(record, config))
         with self.changed:
             held.loading = None
             self._seen_revision = -1  # limits may have changed meanwhile
@@ -317,9 +336,9 @@ class Deployments:
         if isinstance(entities, LoadFailure):
             return
         staying = {id(entity) for entity in kept}
-        self.retired += [
-            entity for entity in entities.values() if isinstance(entity, RequestEntity) and id(entity) not in staying
-        ]
+        for entity in entities.values():
+            if isinstance(entity, Retirable) and id(entity) not in staying:
+                entity.retire(at_once=self._closed)
 
 
 def _serving(record: EndpointRecord, entities: Mapping[str, Entity]) -> Serving:
@@ -338,8 +357,12 @@ def _serving(record: EndpointRecord, entities: Mapping[str, Entity]) -> Serving:
     )
 
 
-def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, AiQueryError) else f"{type(error).__name__}: {error}"
+def _tell_of_update(record: EndpointRecord, outcome: _Entities | LoadFailure) -> None:
+    failed = isinstance(outcome, LoadFailure)
+    addresses = (record.email_notifications or {}).get("on_update_failure" if failed else "on_update_success")
+    if addresses:
+        how = "failed" if failed else "succeeded"
+        _log.info("Endpoint '%s': the update %s. No mail is sent to %s.", record.name, how, ", ".join(addresses))
 
 
 def _loading(name: str) -> EndpointNotReadyError:

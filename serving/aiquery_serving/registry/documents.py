@@ -74,6 +74,19 @@ class Documents:
             raise EndpointNotFoundError(f"Endpoint with name '{name}' does not exist.")
         return stored
 
+    def name_of(self, endpoint_id: str) -> str:
+        """Return the name of the endpoint that has an id.
+
+        Raises:
+            EndpointNotFoundError: None has.
+            WorkspaceError: The workspace cannot be read.
+        """
+        with self._store.read() as connection:
+            row = connection.execute("SELECT name FROM endpoints WHERE id = ?", (endpoint_id,)).fetchone()
+        if row is None:
+            raise EndpointNotFoundError(f"Endpoint with id '{endpoint_id}' does not exist.")
+        return str(row[0])
+
     def save(self, stored: Stored) -> None:
         """Store an endpoint, in place of an earlier one of that name.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -11,21 +10,35 @@ from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, check_updat
 from aiquery_serving.errors import (
     EndpointExistsError,
     EndpointNotReadyError,
-    UpdateConflictError,
+)
+from aiquery_serving.registry.changes import (
+    conflict,
+    first_telemetry,
+    refuse_conflict,
+    with_ai_gateway,
+    with_old_capture,
+    with_tags,
+    with_telemetry,
 )
 from aiquery_serving.registry.deployments import NAP_SECONDS, Deployments, Serving
 from aiquery_serving.registry.documents import Documents, Stored
 from aiquery_serving.registry.lifecycle import IN_PROGRESS, NOT_UPDATING, begin
+from aiquery_serving.registry.loading import Loader, Say
 from aiquery_serving.registry.process import Owner, new_owner
-from aiquery_serving.secrets import ENVIRONMENT_SCOPE, reference
+from aiquery_serving.registry.stash import Stash
+from aiquery_serving.served_log import ServedLog
 from aiquery_serving.wire import (
     endpoint_item,
     endpoint_output,
     parse_ai_gateway,
     parse_config,
     parse_create,
+    parse_notifications,
+    parse_provisioned_config,
+    parse_provisioned_create,
     parse_rate_limits,
     parse_tags,
+    parse_telemetry,
     rate_limits_output,
     tags_output,
 )
@@ -35,7 +48,7 @@ if TYPE_CHECKING:
 
     from aiquery_serving.clock import Clock
     from aiquery_serving.endpoint import ServedEntity
-    from aiquery_serving.messages import Entity, Json, RequestEntity
+    from aiquery_serving.messages import Entity, Json
     from aiquery_serving.secrets import Secrets
     from aiquery_serving.store import Store
     from aiquery_serving.wire import Declaration
@@ -51,14 +64,10 @@ class Registry:
         store: Where endpoints are kept.
         secrets: Where keys sent in clear are put.
         load: Makes a served entity ready to answer. May take long for models of our own, which
-            load on a thread of their own, and must not for external ones.
+            load on a thread of their own, and must not for external ones. It gets a function, too, that writes
+            down what the entity says while it serves.
         check: Raises ConfigurationError when a served entity names a model that does not exist.
-        creator: Who creates endpoints here.
         clock: The time.
-
-    Attributes:
-        retired: Per-request entities that no new request gets any more. Whoever runs them takes
-            them out and closes them when the requests in flight have ended.
     """
 
     def __init__(
@@ -66,38 +75,42 @@ class Registry:
         store: Store,
         secrets: Secrets,
         *,
-        load: Callable[[ServedEntity], Entity],
+        load: Callable[[ServedEntity, Say], Entity],
         check: Callable[[ServedEntity], None],
-        creator: str,
         clock: Clock,
     ) -> None:
         self._store = store
         self._secrets = secrets
         self._check_entity = check
-        self._creator = creator
         self._clock = clock
         self._documents = Documents(store, clock.epoch_ms)
-        self._deployments = Deployments(store, self._documents, load=load, clock=clock)
-        self.retired: list[RequestEntity] = self._deployments.retired
+        loader = Loader(load, secrets, ServedLog(store, clock.epoch_ms), clock)
+        self._deployments = Deployments(store, self._documents, loader=loader, clock=clock)
 
-    def create(self, payload: Mapping[str, Any]) -> Json:
+    def create(self, payload: Mapping[str, Any], *, creator: str, provisioned: bool = False) -> Json:
         """Create an endpoint and begin to load what it serves.
+
+        Args:
+            payload: The body of the REST API's create request.
+            creator: Who creates it.
+            provisioned: Whether the body is the one that reserves throughput in model units.
 
         Raises:
             ConfigurationError: The declaration breaks a rule, or names an unknown model.
             EndpointExistsError: The name is taken.
             WorkspaceError: The workspace cannot be written.
         """
-        stash = _Stash(str(payload.get("name")), 1)
-        declared = parse_create(payload, stash=stash)
+        stash = Stash(str(payload.get("name")), 1)
+        declared = (parse_provisioned_create if provisioned else parse_create)(payload, stash=stash)
         self._refuse_existing(declared.name)
         self._check(declared.config)
-        record = self._new_record(declared)
+        config = declared.config and with_old_capture(declared.config, None, declared.name)
+        record = self._new_record(declared, creator)
         with self._deployments.changed, self._store.write():
             self._refuse_existing(record.name)
-            owner = self._begin(record, declared.config, stash)
-        if owner and declared.config:
-            self._deployments.deploy(record, declared.config, owner)
+            owner = self._begin(record, config, stash)
+        if owner and config:
+            self._deployments.deploy(record, config, owner)
         return self.get(record.name)
 
     def get(self, name: str) -> Json:
@@ -115,8 +128,25 @@ class Registry:
         Raises:
             WorkspaceError: The workspace cannot be read.
         """
-        every = self._documents.all().values()
-        return {"endpoints": [endpoint_item(stored.record) for stored in every]}
+        return {"endpoints": [endpoint_item(record) for record in self.records().values()]}
+
+    def record(self, name: str) -> EndpointRecord:
+        """Return all that was declared of an endpoint.
+
+        Raises:
+            EndpointNotFoundError: There is none of that name.
+            WorkspaceError: The workspace cannot be read.
+        """
+        return self._documents.get(name).record
+
+    def name_of(self, endpoint_id: str) -> str:
+        """Return the name of the endpoint that has an id.
+
+        Raises:
+            EndpointNotFoundError: None has.
+            WorkspaceError: The workspace cannot be read.
+        """
+        return self._documents.name_of(endpoint_id)
 
     def records(self) -> dict[str, EndpointRecord]:
         """Return all that was declared of every endpoint, by name: REST's own form leaves rate limits out.
@@ -126,8 +156,13 @@ class Registry:
         """
         return {name: stored.record for name, stored in self._documents.all().items()}
 
-    def update_config(self, name: str, payload: Mapping[str, Any]) -> Json:
+    def update_config(self, name: str, payload: Mapping[str, Any], *, provisioned: bool = False) -> Json:
         """Begin to load a new config. The old one serves until the new one has loaded.
+
+        Args:
+            name: The endpoint.
+            payload: The body of the REST API's update request.
+            provisioned: Whether the body is the one that reserves throughput in model units.
 
         Raises:
             ConfigurationError: The config breaks a rule, or names an unknown model.
@@ -135,17 +170,18 @@ class Registry:
             UpdateConflictError: Another update is in progress.
             WorkspaceError: The workspace cannot be written.
         """
-        before = _refuse_conflict(self._documents.get(name)).record
+        before = self._settled(name)
         version = before.config.config_version + 1 if before.config else 1
-        stash = _Stash(name, version)
-        config = parse_config(payload, config_version=version, stash=stash)
+        stash = Stash(name, version)
+        config = _parsed(payload, before.config, version, stash, provisioned=provisioned)
+        config = with_old_capture(config, before.config, name)
         if before.config:
             check_update(before.config, config)
         self._check(config)
         with self._deployments.changed, self._store.write():
-            record = _refuse_conflict(self._documents.get(name)).record
+            record = self._settled(name)
             if (record.id, record.config) != (before.id, before.config):
-                raise _conflict(name, "was updated by somebody else just now")
+                raise conflict(name, "was updated by somebody else just now")
             owner = self._begin(record, config, stash)
         if owner:
             self._deployments.deploy(record, config, owner)
@@ -172,12 +208,7 @@ class Registry:
             WorkspaceError: The workspace cannot be written.
         """
         change = parse_tags(payload)
-
-        def tagged(record: EndpointRecord) -> EndpointRecord:
-            tags = {**dict(record.tags), **dict(change.add)}
-            return replace(record, tags=tuple((k, v) for k, v in tags.items() if k not in change.delete))
-
-        return tags_output(self._change(name, tagged).tags)
+        return tags_output(self._change(name, lambda record: with_tags(record, change)).tags)
 
     def update_ai_gateway(self, name: str, payload: Mapping[str, Any]) -> Json:
         """Replace the endpoint's AI gateway block; an empty one unsets it.
@@ -188,8 +219,32 @@ class Registry:
             WorkspaceError: The workspace cannot be written.
         """
         block = parse_ai_gateway(payload)
-        self._change(name, lambda record: replace(record, ai_gateway=block or None))
+        self._change(name, lambda record: with_ai_gateway(record, block or None))
         return block
+
+    def update_notifications(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Replace the addresses that are to hear of updates. Nothing is mailed: updates are logged.
+
+        Raises:
+            ConfigurationError: The body cannot be read.
+            EndpointNotFoundError: There is no endpoint of that name.
+            WorkspaceError: The workspace cannot be written.
+        """
+        addresses = parse_notifications(payload)
+        self._change(name, lambda record: replace(record, email_notifications=addresses))
+        return {"name": name, "email_notifications": addresses or {}}
+
+    def patch_telemetry(self, name: str, payload: Mapping[str, Any]) -> Json:
+        """Change the telemetry config, and return the endpoint; a body without one removes it.
+
+        Raises:
+            ConfigurationError: The body cannot be read, or the endpoint serves nothing or external models.
+            EndpointNotFoundError: There is no endpoint of that name.
+            UpdateConflictError: An update is in progress.
+            WorkspaceError: The workspace cannot be written.
+        """
+        declared, new_id = parse_telemetry(payload), uuid4().hex
+        return endpoint_output(self._change(name, lambda record: with_telemetry(record, declared, new_id=new_id)))
 
     def delete(self, name: str) -> Json:
         """Delete an endpoint and the secrets that were sent with it.
@@ -233,6 +288,18 @@ class Registry:
         """
         return self._deployments.serving(name, wait or 0.0, cancelled)
 
+    def warm(self) -> None:
+        """Begin to load every endpoint that is in service, before anybody asks for it.
+
+        Raises:
+            WorkspaceError: The workspace cannot be read.
+        """
+        self._deployments.warm()
+
+    def warming(self) -> bool:
+        """Say whether an endpoint in service is still loading in this process. Only reads."""
+        return self._deployments.warming()
+
     def wait_until_settled(self, name: str, timeout: float | None = None) -> Json:
         """Wait until no update of the endpoint is in progress, in any process, and return it.
 
@@ -260,12 +327,17 @@ class Registry:
         """Let go of all served entities. A load in progress counts as failed."""
         self._deployments.close()
 
-    def _new_record(self, declared: Declaration) -> EndpointRecord:
+    def _settled(self, name: str) -> EndpointRecord:
+        record = self.record(name)
+        refuse_conflict(record)
+        return record
+
+    def _new_record(self, declared: Declaration, creator: str) -> EndpointRecord:
         now_ms = self._clock.epoch_ms()
         return EndpointRecord(
             name=declared.name,
             id=uuid4().hex,
-            creator=self._creator,
+            creator=creator,
             created_ms=now_ms,
             updated_ms=now_ms,
             ready=False,
@@ -276,9 +348,11 @@ class Registry:
             ai_gateway=declared.ai_gateway,
             rate_limits=declared.rate_limits,
             email_notifications=declared.email_notifications,
+            telemetry_config=first_telemetry(declared.telemetry_config, declared.config, new_id=uuid4().hex),
+            budget_policy_id=declared.budget_policy_id,
         )
 
-    def _begin(self, record: EndpointRecord, config: EndpointConfig | None, stash: _Stash) -> Owner | None:
+    def _begin(self, record: EndpointRecord, config: EndpointConfig | None, stash: Stash) -> Owner | None:
         """Store an endpoint with a config to load, and say who loads it."""
         stash.put_into(self._secrets, owner=record.id)
         if config is None:
@@ -307,37 +381,11 @@ class Registry:
             self._check_entity(entity)
 
 
-class _Stash:
-    """Secrets that came in clear with a declaration, kept until it is stored."""
-
-    def __init__(self, endpoint: str, version: int) -> None:
-        # The endpoint's name is the scope; a dot, which no endpoint's name has, keeps off `env`.
-        self._scope = f"{endpoint}.endpoint" if endpoint == ENVIRONMENT_SCOPE else endpoint
-        self._version = version
-        self._values: dict[str, str] = {}
-
-    def __call__(self, name: str, value: str) -> str:
-        """Keep a value, and return the reference that takes its place.
-
-        The key holds the config version: the config that still serves keeps its own secret.
-        """
-        key = re.sub(r"[^A-Za-z0-9_-]+", ".", name) + f".v{self._version}"
-        self._values[key] = value
-        return reference(self._scope, key)
-
-    def put_into(self, secrets: Secrets, *, owner: str) -> None:
-        for key, value in self._values.items():
-            secrets.put(self._scope, key, value, owner=owner)
-
-
-def _refuse_conflict(stored: Stored) -> Stored:
-    record = stored.record
-    if record.config_update == IN_PROGRESS:
-        raise _conflict(record.name, "is being updated already")
-    return stored
-
-
-def _conflict(name: str, what: str) -> UpdateConflictError:
-    return UpdateConflictError(
-        f"Endpoint '{name}' {what}. Wait until its config_update is no longer IN_PROGRESS, then update it again."
-    )
+def _parsed(
+    payload: Mapping[str, Any], before: EndpointConfig | None, version: int, stash: Stash, *, provisioned: bool
+) -> EndpointConfig:
+    if not provisioned:
+        return parse_config(payload, config_version=version, stash=stash)
+    entities = before.served_entities if before else ()
+    served = {entity.entity_name or "": entity.entity_version or "" for entity in entities}
+    return parse_provisioned_config(payload, config_version=version, served=served, stash=stash)

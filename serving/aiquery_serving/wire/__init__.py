@@ -5,6 +5,7 @@ Reading is lenient where real clients differ (numbers as text, unknown members, 
 to a `stash` and replaced by references before any value is built from them.
 """
 
+from aiquery_serving.wire.guardrails import check_guardrails
 from aiquery_serving.wire.output import (
     config_output,
     config_summary,
@@ -18,11 +19,16 @@ from aiquery_serving.wire.parse import (
     Declaration,
     TagChange,
     gateway_rate_limits,
+    parse_acl,
     parse_ai_gateway,
     parse_config,
     parse_create,
+    parse_notifications,
+    parse_provisioned_config,
+    parse_provisioned_create,
     parse_rate_limits,
     parse_tags,
+    parse_telemetry,
 )
 from aiquery_serving.wire.providers import Stash
 from aiquery_serving.wire.stored import dump_config, load_config
@@ -31,6 +37,7 @@ __all__ = [
     "Declaration",
     "Stash",
     "TagChange",
+    "check_guardrails",
     "config_output",
     "config_summary",
     "dump_config",
@@ -38,11 +45,16 @@ __all__ = [
     "endpoint_output",
     "gateway_rate_limits",
     "load_config",
+    "parse_acl",
     "parse_ai_gateway",
     "parse_config",
     "parse_create",
+    "parse_notifications",
+    "parse_provisioned_config",
+    "parse_provisioned_create",
     "parse_rate_limits",
     "parse_tags",
+    "parse_telemetry",
     "pending_output",
     "rate_limits_output",
     "tags_output",

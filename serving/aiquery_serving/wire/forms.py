@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+PermissionLevel: TypeAlias = Literal["CAN_VIEW", "CAN_QUERY", "CAN_MANAGE"]
+TelemetryFeature: TypeAlias = Literal[
+    "TELEMETRY_FEATURE_INFERENCE_TABLE",
+    "TELEMETRY_FEATURE_LOGS",
+    "TELEMETRY_FEATURE_METRICS",
+    "TELEMETRY_FEATURE_TRACES",
+]
 
 
 class Form(BaseModel):
@@ -65,13 +73,42 @@ class TrafficForm(Form):
     routes: list[RouteForm] = []
 
 
+class AutoCaptureForm(Form):
+    """Where an endpoint logs requests, in the deprecated way."""
+
+    catalog_name: str | None = None
+    schema_name: str | None = None
+    table_name_prefix: str | None = None
+    enabled: bool = True
+
+
 class ConfigForm(Form):
     """An endpoint's core config; `task` is where MLflow's examples put it."""
 
     served_entities: list[EntityForm] | None = None
     served_models: list[EntityForm] | None = None
     traffic_config: TrafficForm = TrafficForm()
+    auto_capture_config: AutoCaptureForm | None = None
     task: str | None = None
+
+
+class ProvisionedEntityForm(EntityForm):
+    """A served model that reserves throughput in model units."""
+
+    entity_name: str
+    provisioned_model_units: int
+
+
+class ProvisionedConfigForm(ConfigForm):
+    """The core config of an endpoint of reserved throughput."""
+
+    served_entities: list[ProvisionedEntityForm]  # type: ignore[assignment]  # a list that nobody adds to
+
+
+class ProvisionedUpdateForm(Form):
+    """The body of a config update of an endpoint of reserved throughput."""
+
+    config: ProvisionedConfigForm
 
 
 class RateLimitForm(Form):
@@ -126,12 +163,14 @@ class PiiForm(Form):
 
 
 class GuardrailForm(Form):
-    """The guardrails of one direction."""
+    """The guardrails of one direction; the endpoints that judge for them are ours alone."""
 
     safety: bool | None = None
     pii: PiiForm | None = None
     invalid_keywords: list[str] | None = None
     valid_topics: list[str] | None = None
+    safety_endpoint: str | None = None
+    topics_endpoint: str | None = None
 
 
 class GuardrailsForm(Form):
@@ -158,6 +197,58 @@ class NotificationsForm(Form):
     on_update_failure: list[str] = []
 
 
+class NotificationsUpdateForm(Form):
+    """The body of a notifications update."""
+
+    email_notifications: NotificationsForm | None = None
+
+
+class TableNamesForm(Form):
+    """The tables that telemetry is written to."""
+
+    logs_table: str | None = None
+    traces_table: str | None = None
+    metrics_table: str | None = None
+    annotations_table: str | None = None
+
+
+class PayloadTableForm(Form):
+    """The table that telemetry writes requests to, and the share of them."""
+
+    name: str | None = None
+    sampling_fraction: float | None = Field(None, ge=0, le=1)
+
+
+class TelemetryForm(Form):
+    """What an endpoint reports, and where (contract B.2)."""
+
+    telemetry_profile_id: str | None = None
+    table_names: TableNamesForm | None = None
+    inference_table_config: PayloadTableForm | None = None
+    enabled_telemetry_features: list[TelemetryFeature] | None = None
+
+
+class TelemetryUpdateForm(Form):
+    """The body of a telemetry update; without a config it is removed."""
+
+    telemetry_config: TelemetryForm | None = None
+
+
+class GrantForm(Form):
+    """A level of permission for one principal."""
+
+    user_name: str | None = None
+    group_name: str | None = None
+    service_principal_name: str | None = None
+    permission_level: PermissionLevel
+
+
+class AclForm(Form):
+    """The body of a permissions update."""
+
+    access_control_list: list[GrantForm] = []
+
+
 class CreateForm(Form):
     """The body of a create request."""
 
@@ -169,4 +260,11 @@ class CreateForm(Form):
     description: str = ""
     route_optimized: bool = False
     email_notifications: NotificationsForm | None = None
+    telemetry_config: TelemetryForm | None = None
     budget_policy_id: str | None = Field(None, validation_alias=AliasChoices("budget_policy_id", "usage_policy_id"))
+
+
+class ProvisionedCreateForm(CreateForm):
+    """The body of a create request for reserved throughput."""
+
+    config: ProvisionedConfigForm

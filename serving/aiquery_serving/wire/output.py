@@ -7,12 +7,13 @@ A secret in clear cannot be printed because no value holds one; `rate_limits` an
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from aiquery_serving.endpoint import PROVIDER_BLOCKS, EndpointConfig, Kind
 
 if TYPE_CHECKING:
-    from aiquery_serving.endpoint import EndpointRecord, ExternalModel, RateLimit, ServedEntity
+    from aiquery_serving.endpoint import AutoCapture, EndpointRecord, ExternalModel, RateLimit, ServedEntity
 
 Json: TypeAlias = dict[str, Any]
 States: TypeAlias = Mapping[str, tuple[str, str]]
@@ -29,7 +30,9 @@ _SIZES = (
 )
 _OLD_WORDS = {"entity_name": "model_name", "entity_version": "model_version"}
 #: Members that the deprecated echo never had.
-_NEW_MEMBERS = ("min_provisioned_throughput", "max_provisioned_throughput")
+_NEW_MEMBERS = ("min_provisioned_throughput", "max_provisioned_throughput", "foundation_model")
+#: Where Databricks keeps the models that it provides.
+_BUILT_IN = "system.ai."
 #: Until somebody reports otherwise, an entity is on its way.
 _UNREPORTED = ("DEPLOYMENT_CREATING", "")
 
@@ -53,6 +56,7 @@ def config_output(config: EndpointConfig, *, creator: str, created_ms: int, stat
         "served_entities": entities,
         **_served_models(config, entities),
         "traffic_config": {"routes": _routes(config)},
+        **_present("auto_capture_config", _auto_capture(config.auto_capture)),
     }
 
 
@@ -69,13 +73,13 @@ def config_summary(config: EndpointConfig) -> Json:
 
 
 def endpoint_output(record: EndpointRecord) -> Json:
-    """Return a whole endpoint: ServingEndpointDetailed."""
+    """Return a whole endpoint: ServingEndpointDetailed, but for what depends on who asks."""
     return {
         **_endpoint(record),
         **_present("config", _config(record)),
         **_present("pending_config", _pending(record)),
         **_present("email_notifications", record.email_notifications),
-        "permission_level": record.permission_level,
+        **_present("effective_budget_policy_id", record.budget_policy_id),
         "route_optimized": record.route_optimized,
     }
 
@@ -83,7 +87,8 @@ def endpoint_output(record: EndpointRecord) -> Json:
 def endpoint_item(record: EndpointRecord) -> Json:
     """Return an endpoint as an item of the list of endpoints."""
     summary = config_summary(record.config) if record.config else None
-    return {**_endpoint(record), **_present("config", summary)}
+    policy = _present("usage_policy_id", record.budget_policy_id)
+    return {**_endpoint(record), **_present("config", summary), **policy}
 
 
 def rate_limits_output(limits: Iterable[RateLimit]) -> Json:
@@ -111,7 +116,16 @@ def _endpoint(record: EndpointRecord) -> Json:
         "description": record.description,
         **_present("task", config.task if config else None),
         **_present("ai_gateway", record.ai_gateway),
+        **_present("telemetry_config", record.telemetry_config),
+        **_present("endpoint_type", _type(config) if config else None),
     }
+
+
+def _type(config: EndpointConfig) -> str:
+    if config.kind is Kind.EXTERNAL:
+        return "EXTERNAL_MODEL"
+    provisioned = any(entity.is_provisioned for entity in config.served_entities)
+    return "FOUNDATION_MODEL_API" if provisioned else "CUSTOM_MODEL"
 
 
 def _config(record: EndpointRecord) -> Json | None:
@@ -156,7 +170,15 @@ def _identity(entity: ServedEntity) -> Json:
     return {
         **{member: value for member, value in members.items() if value is not None},
         **_present("external_model", external),
+        **_present("foundation_model", _foundation_model(entity)),
     }
+
+
+def _foundation_model(entity: ServedEntity) -> Json | None:
+    name = entity.entity_name or ""
+    if not (entity.is_provisioned or name.startswith(_BUILT_IN)):
+        return None
+    return {"name": name, "display_name": name.rpartition(".")[2], "description": "", "docs": ""}
 
 
 def _external_model(model: ExternalModel) -> Json:
@@ -173,6 +195,19 @@ def _served_models(config: EndpointConfig, entities: Iterable[Json]) -> Json:
     if config.kind is Kind.EXTERNAL:
         return {}
     return {"served_models": [_in_old_words(entity) for entity in entities]}
+
+
+def _auto_capture(capture: AutoCapture | None) -> Json | None:
+    if capture is None:
+        return None
+    names = {member: value for member, value in asdict(capture).items() if value is not None}
+    return {**names, "state": {"payload_table": _payload_table(capture)}}
+
+
+def _payload_table(capture: AutoCapture) -> Json:
+    parts = (capture.catalog_name, capture.schema_name, capture.table_name_prefix)
+    name = f"{'.'.join(part for part in parts if part)}_payload"
+    return {"name": name, "status": "ENABLED" if capture.enabled else "DISABLED", "status_message": ""}
 
 
 def _in_old_words(entity: Json) -> Json:

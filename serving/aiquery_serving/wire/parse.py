@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from aiquery_serving.endpoint import (
+    AutoCapture,
     EndpointConfig,
     ExternalModel,
     RateLimit,
@@ -17,20 +18,28 @@ from aiquery_serving.endpoint import (
     ServedEntity,
     check_endpoint_name,
 )
+from aiquery_serving.endpoint.rules import check_unique
 from aiquery_serving.errors import ConfigurationError
 from aiquery_serving.wire.forms import (
+    AclForm,
     AiGatewayForm,
     ConfigForm,
     CreateForm,
     EntityForm,
     ExternalModelForm,
     Form,
+    GrantForm,
+    NotificationsUpdateForm,
+    ProvisionedCreateForm,
+    ProvisionedUpdateForm,
     RateLimitForm,
     RateLimitsForm,
     RouteForm,
     TagForm,
     TagsForm,
+    TelemetryUpdateForm,
 )
+from aiquery_serving.wire.guardrails import check_guardrails
 from aiquery_serving.wire.providers import provider_config
 
 if TYPE_CHECKING:
@@ -62,6 +71,7 @@ class Declaration:
     description: str = ""
     route_optimized: bool = False
     email_notifications: dict[str, Any] | None = None
+    telemetry_config: dict[str, Any] | None = None
     budget_policy_id: str | None = None
 
 
@@ -79,9 +89,22 @@ def parse_create(payload: Mapping[str, Any], *, stash: Stash) -> Declaration:
     Raises:
         ConfigurationError: The body breaks the schema or a rule; nothing has been stashed.
     """
-    form = _read(CreateForm, payload)
+    return _declaration(_read(CreateForm, payload), stash)
+
+
+def parse_provisioned_create(payload: Mapping[str, Any], *, stash: Stash) -> Declaration:
+    """Read the body of a create request for reserved throughput.
+
+    Raises:
+        ConfigurationError: The body breaks the schema or a rule.
+    """
+    return _declaration(_read(ProvisionedCreateForm, payload), stash)
+
+
+def _declaration(form: CreateForm, stash: Stash) -> Declaration:
     check_endpoint_name(form.name)
-    gateway, notifications = form.ai_gateway, form.email_notifications
+    _check_route_optimized(form)
+    gateway, notifications, telemetry = form.ai_gateway, form.email_notifications, form.telemetry_config
     return Declaration(
         name=form.name,
         rate_limits=_rate_limits(form.rate_limits),
@@ -90,10 +113,16 @@ def parse_create(payload: Mapping[str, Any], *, stash: Stash) -> Declaration:
         description=form.description,
         route_optimized=form.route_optimized,
         email_notifications=None if notifications is None else notifications.model_dump(),
+        telemetry_config=None if telemetry is None else telemetry.model_dump(exclude_none=True),
         budget_policy_id=form.budget_policy_id,
         # Last, because it stashes secrets.
         config=None if form.config is None else _checked_config(form.config, 1, stash),
     )
+
+
+def _check_route_optimized(form: CreateForm) -> None:
+    if form.route_optimized and form.config and any(entity.external_model for entity in _entity_forms(form.config)):
+        raise ConfigurationError("route_optimized is for models of your own: leave it out for an external model")
 
 
 def parse_config(payload: Mapping[str, Any], *, config_version: int, stash: Stash) -> EndpointConfig:
@@ -103,6 +132,26 @@ def parse_config(payload: Mapping[str, Any], *, config_version: int, stash: Stas
         ConfigurationError: The body breaks the schema or a rule; nothing has been stashed.
     """
     return _checked_config(_read(ConfigForm, payload, "config"), config_version, stash)
+
+
+def parse_provisioned_config(
+    payload: Mapping[str, Any], *, config_version: int, served: Mapping[str, str], stash: Stash
+) -> EndpointConfig:
+    """Read the body of a config update for reserved throughput.
+
+    Args:
+        payload: The body.
+        config_version: The version of the new config.
+        served: The version of each model that is served now, which stays where the body names none.
+        stash: Keeps secrets.
+
+    Raises:
+        ConfigurationError: The body breaks the schema or a rule.
+    """
+    config = _read(ProvisionedUpdateForm, payload).config
+    for entity in config.served_entities:
+        entity.entity_version = entity.entity_version or served.get(entity.entity_name)
+    return _checked_config(config, config_version, stash)
 
 
 def parse_rate_limits(
@@ -134,6 +183,50 @@ def parse_ai_gateway(payload: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: The block breaks the schema, or a rate limit in it a rule.
     """
     return _ai_gateway(_read(AiGatewayForm, payload, "ai_gateway"))
+
+
+def parse_notifications(payload: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the body of a notifications update: whom to tell, or None for nobody.
+
+    Raises:
+        ConfigurationError: The body breaks the schema.
+    """
+    form = _read(NotificationsUpdateForm, payload).email_notifications
+    return None if form is None else form.model_dump()
+
+
+def parse_telemetry(payload: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read the body of a telemetry update; None removes the config.
+
+    Raises:
+        ConfigurationError: The body breaks the schema.
+    """
+    form = _read(TelemetryUpdateForm, payload).telemetry_config
+    return None if form is None else form.model_dump(exclude_none=True)
+
+
+def parse_acl(payload: Mapping[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    """Read the body of a permissions update: kind of principal, its name, and the level, of each.
+
+    Raises:
+        ConfigurationError: The body breaks the schema, or an item names no or several principals.
+    """
+    forms = _read(AclForm, payload).access_control_list
+    grants = tuple(_grant(form, f"access_control_list[{place}]") for place, form in enumerate(forms))
+    check_unique("items of access_control_list are for", [f"{kind} {name}" for kind, name, _ in grants])
+    return grants
+
+
+def _grant(form: GrantForm, path: str) -> tuple[str, str, str]:
+    holders = {
+        "user": form.user_name,
+        "group": form.group_name,
+        "service_principal": form.service_principal_name,
+    }
+    named = [(kind, name) for kind, name in holders.items() if name is not None]
+    if len(named) != 1:
+        raise ConfigurationError(f"{path} needs one of user_name, group_name and service_principal_name")
+    return (*named[0], form.permission_level)
 
 
 def gateway_rate_limits(ai_gateway: Mapping[str, Any] | None) -> tuple[RateLimit, ...]:
@@ -175,7 +268,13 @@ def _config(form: ConfigForm, version: int, stash: Stash) -> EndpointConfig:
     )
     if not routes and len(entities) == 1:
         routes = (Route(entities[0].name, 100),)
-    return EndpointConfig(served_entities=entities, routes=routes, config_version=version)
+    capture = form.auto_capture_config
+    return EndpointConfig(
+        served_entities=entities,
+        routes=routes,
+        config_version=version,
+        auto_capture=None if capture is None else AutoCapture(**capture.model_dump()),
+    )
 
 
 def _entities(form: ConfigForm, stash: Stash) -> tuple[ServedEntity, ...]:
@@ -185,9 +284,12 @@ def _entities(form: ConfigForm, stash: Stash) -> tuple[ServedEntity, ...]:
         )
     word = "served_entities" if form.served_models is None else "served_models"
     return tuple(
-        _entity(entity, f"config.{word}[{place}]", form.task, stash)
-        for place, entity in enumerate(form.served_entities or form.served_models or ())
+        _entity(entity, f"config.{word}[{place}]", form.task, stash) for place, entity in enumerate(_entity_forms(form))
     )
+
+
+def _entity_forms(form: ConfigForm) -> Sequence[EntityForm]:
+    return form.served_entities or form.served_models or ()
 
 
 def _entity(form: EntityForm, path: str, task: str | None, stash: Stash) -> ServedEntity:
@@ -272,4 +374,6 @@ def _tags(forms: Sequence[TagForm]) -> tuple[tuple[str, str], ...]:
 
 def _ai_gateway(form: AiGatewayForm) -> dict[str, Any]:
     _rate_limits(form.rate_limits or ())
-    return form.model_dump(exclude_none=True)
+    block = form.model_dump(exclude_none=True)
+    check_guardrails(block.get("guardrails") or {})
+    return block

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from aiquery_serving.endpoint import EndpointConfig, ExternalModel, Route, ServedEntity
+from aiquery_serving.endpoint import AutoCapture, EndpointConfig, ExternalModel, Route, ServedEntity
 
 
 def dump_config(config: EndpointConfig) -> dict[str, Any]:
@@ -20,10 +20,12 @@ def load_config(stored: Mapping[str, Any]) -> EndpointConfig:
     Raises:
         ConfigurationError: The stored config breaks a rule, so somebody else wrote it.
     """
+    capture = stored.get("auto_capture")  # earlier versions kept none
     return EndpointConfig(
         served_entities=tuple(_entity(entity) for entity in stored["served_entities"]),
         routes=tuple(Route(**route) for route in stored["routes"]),
         config_version=stored["config_version"],
+        auto_capture=AutoCapture(**capture) if capture else None,
     )
 
 

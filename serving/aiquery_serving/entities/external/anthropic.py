@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from aiquery_serving.entities.external.anthropic_answers import ANSWER_TOOL, finish_of, message_of, usage_of
 from aiquery_serving.entities.external.anthropic_messages import dialogue
+from aiquery_serving.entities.external.anthropic_stream import AnthropicReader
 from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
 from aiquery_serving.entities.external.limit_hints import anthropic_hint
 from aiquery_serving.entities.external.openai import JSON_HEADERS, required, unwrapped
@@ -26,24 +26,17 @@ API_VERSION = "2023-06-01"
 #: Anthropic requires a bound. This is the most that every model takes, and thinking counts too.
 DEFAULT_MAX_TOKENS = 4096
 
-_FINISH = {
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 #: Parameters of the chat task that the provider has no word for.
 _UNKNOWN = ("presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "seed")
 _EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
 #: Models that still take a temperature: all of the third generation and before, and these of the
 #: fourth. Every later one refuses it.
-_TAKES_TEMPERATURE = re.compile(
+TAKES_TEMPERATURE = re.compile(
     r"claude-(?:[123]|instant)|(?:opus|sonnet)-4(?:-[0-6])?(?!-?\d{1,2}(?!\d))"
     r"|haiku-4(?:-[0-5])?(?!-?\d{1,2}(?!\d))"
 )
 #: Models without structured outputs: a tool that they must call has the schema instead.
 _NO_SCHEMAS = re.compile(r"claude-(?:[123]|instant)|(?:opus|sonnet)-4(?:-0)?(?:-\d{8})?$")
-_ANSWER_TOOL = "answer"
 _JSON_ONLY = "Answer with one JSON object and nothing else: no prose around it and no code fence."
 
 
@@ -84,7 +77,7 @@ class AnthropicDialect:
         """The provider and the model, as error messages name them."""
         return f"anthropic model '{self.model}'"
 
-    def encode(self, body: Mapping[str, Any]) -> Json:
+    def encode(self, body: Mapping[str, Any], *, stream: bool = False) -> Json:
         """Return the messages request for a chat body.
 
         Raises:
@@ -100,7 +93,7 @@ class AnthropicDialect:
         sent |= _renamed(asked)
         self._drop_implicit_temperature(sent)
         self._ask_for_form(sent, form)
-        return sent
+        return {**sent, "stream": True} if stream else sent
 
     def decode(self, answer: Json, body: Mapping[str, Any], now: float) -> tuple[Json, Usage]:
         """Return the chat completion of a message and what it used.
@@ -111,9 +104,9 @@ class AnthropicDialect:
         blocks, reason = answer.get("content"), answer.get("stop_reason")
         if not isinstance(blocks, list) or not (blocks or reason == "refusal"):
             raise ProviderResponseError(f"{self.who} answered without content.")
-        message = _message(blocks, schema_tool=self._uses_schema_tool(body.get("response_format")))
-        usage = _usage(answer.get("usage"))
-        finish = _FINISH.get(str(reason), "stop")
+        message = message_of(blocks, schema_tool=self._uses_schema_tool(body.get("response_format")))
+        usage = usage_of(answer.get("usage"))
+        finish = finish_of(reason)
         if finish == "tool_calls" and "tool_calls" not in message:
             finish = "stop"
         return {
@@ -129,6 +122,11 @@ class AnthropicDialect:
             },
         }, usage
 
+    def reader(self, body: Mapping[str, Any], now: float) -> AnthropicReader:
+        """Return what reads the streamed answer to `body`; `now` in seconds since 1970."""
+        schema_tool = self._uses_schema_tool(body.get("response_format"))
+        return AnthropicReader(self.who, self.model, schema_tool=schema_tool, now=now)
+
     def hint(self, headers: Headers, now: float) -> LimitHint | None:
         """Return what the headers teach about limits."""
         return anthropic_hint(headers, now)
@@ -143,7 +141,7 @@ class AnthropicDialect:
     def _drop_implicit_temperature(self, sent: Json) -> None:
         # As with OpenAI's reasoning models (contract A.2): another value is somebody's wish, and
         # the provider's own error tells them.
-        if sent.get("temperature") == 0 and not _TAKES_TEMPERATURE.search(self.model):
+        if sent.get("temperature") == 0 and not TAKES_TEMPERATURE.search(self.model):
             del sent["temperature"]
 
     def _uses_schema_tool(self, form: Any) -> bool:
@@ -152,9 +150,9 @@ class AnthropicDialect:
     def _ask_for_form(self, sent: Json, form: Any) -> None:
         schema = _schema(form)
         if self._uses_schema_tool(form):
-            tool = {"name": _ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema}
+            tool = {"name": ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema}
             sent["tools"] = [*sent.get("tools", []), tool]
-            sent["tool_choice"] = {"type": "tool", "name": _ANSWER_TOOL}
+            sent["tool_choice"] = {"type": "tool", "name": ANSWER_TOOL}
         elif schema is not None:
             wanted = {"type": "json_schema", "schema": schema}
             sent["output_config"] = {**sent.get("output_config", {}), "format": wanted}
@@ -215,32 +213,3 @@ def _schema(form: Any) -> Json | None:
             return schema
         case _:
             return None
-
-
-def _message(blocks: list[Any], *, schema_tool: bool) -> Json:
-    """Return the assistant's message; thinking is the model's own business and is left out."""
-    blocks = [block for block in blocks if isinstance(block, dict)]
-    texts = [str(block.get("text", "")) for block in blocks if block.get("type") == "text"]
-    uses = [block for block in blocks if block.get("type") == "tool_use"]
-    if schema_tool and (answers := [use for use in uses if use.get("name") == _ANSWER_TOOL]):
-        return {"role": "assistant", "content": orjson.dumps(answers[0].get("input")).decode()}
-    message: Json = {"role": "assistant", "content": "".join(texts) if texts or not uses else None}
-    if uses:
-        message["tool_calls"] = [_tool_call(use) for use in uses]
-    return message
-
-
-def _tool_call(use: Json) -> Json:
-    arguments = orjson.dumps(use.get("input", {})).decode()
-    function = {"name": use.get("name"), "arguments": arguments}
-    return {"id": use.get("id"), "type": "function", "function": function}
-
-
-def _usage(usage: Any) -> Usage:
-    if not isinstance(usage, dict):
-        return Usage()
-    into = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
-    return Usage(
-        prompt_tokens=sum(usage.get(name) or 0 for name in into),
-        completion_tokens=usage.get("output_tokens") or 0,
-    )

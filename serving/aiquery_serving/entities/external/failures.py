@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import orjson
@@ -31,19 +32,54 @@ _TOO_LARGE_CODES = frozenset({"string_above_max_length", "array_above_max_length
 _QUOTA_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "billing_error"})
 #: What Anthropic says, with status 400, when the prepaid credit is used up.
 _NO_CREDIT = "credit balance is too low"
-_REDIRECT, _BAD, _PAYMENT, _TOO_LARGE, _TOO_MANY, _SERVER = 300, 400, 402, 413, 429, 500
-_TRANSIENT = frozenset({408, 409})
+#: What Cohere says, with status 429, to those who try it out for too long.
+_TRIAL_USED_UP = "calls / month"
+#: Google's word, with status 400, for a wrong key.
+_KEY_CODES = frozenset({"API_KEY_INVALID"})
+_REDIRECT, _BAD, _PAYMENT, _TOO_LARGE, _TOO_MANY, _SERVER, _BEYOND = 300, 400, 402, 413, 429, 500, 600
+#: What errors are called that come within an answer, where no status stands beside them.
+_STATUS_OF_KIND = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "insufficient_quota": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "requests": 429,
+    "tokens": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+#: 424 is Bedrock's word for a model that failed.
+_TRANSIENT = frozenset({408, 409, 424})
 _ACCESS = frozenset({401, 403})
 #: Keys as providers write them, also half masked: `sk-ab***yz`.
 _KEYLIKE = re.compile(r"\bsk-[\w*.-]+|\S*\*{3,}\S*")
 
 
+class ReportedError(Exception):
+    """A provider reports an error within an answer that began well.
+
+    Attributes:
+        status: The HTTP status that the same error has as a whole answer.
+        body: The JSON of the error, as the provider wrote it.
+    """
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(status)
+        self.status, self.body = status, body
+
+
 @dataclass(frozen=True, slots=True)
 class Complaint:
-    """What the body of an error says; `codes` holds its machine-readable words."""
+    """What the body of an error says; `codes` holds its machine-readable words, `wait` the seconds that it names."""
 
     message: str
     codes: frozenset[str]
+    wait: float | None = None
 
 
 def failure(who: str, answer: Answer, *, now: float, scrub: Callable[[str], str]) -> ProviderError:
@@ -60,6 +96,8 @@ def failure(who: str, answer: Answer, *, now: float, scrub: Callable[[str], str]
     error = kind(f"{who} {verb} ({answer.status}): {complaint.message or 'no reason given'}")
     if error.retryable:
         error.retry_after = retry_after(answer.headers, now=now)
+        if error.retry_after is None:
+            error.retry_after = complaint.wait
     return error
 
 
@@ -104,8 +142,35 @@ def read_complaint(body: bytes, *, scrub: Callable[[str], str] = str) -> Complai
     if not isinstance(error, dict):
         return Complaint(excerpt(str(error), scrub=scrub), frozenset())
     message = error.get("message") or error.get("detail") or text
-    codes = {str(error[name]) for name in ("code", "type") if error.get(name) is not None}
-    return Complaint(excerpt(str(message), scrub=scrub), frozenset(codes))
+    codes = {str(error[name]) for name in ("code", "type", "status") if error.get(name) is not None}
+    details = [detail for detail in error.get("details") or () if isinstance(detail, dict)]
+    codes |= {str(detail["reason"]) for detail in details if detail.get("reason")}
+    waits = [wait for detail in details if (wait := _delay(detail)) is not None]
+    return Complaint(excerpt(str(message), scrub=scrub), frozenset(codes), max(waits, default=None))
+
+
+def _delay(detail: Mapping[str, Any]) -> float | None:
+    """Return the seconds that Google's `RetryInfo` names, as in `"20s"`."""
+    given = detail.get("retryDelay")
+    return _number(given[:-1]) if isinstance(given, str) and given.endswith("s") else None
+
+
+def status_of(said: Mapping[str, Any]) -> int:
+    """Return the HTTP status that an error would have had as a whole answer; 500 when it does not tell.
+
+    Examples:
+        >>> status_of({"type": "error", "error": {"type": "overloaded_error", "message": "busy"}})
+        529
+        >>> status_of({"error": {"code": 429, "message": "too many"}})
+        429
+    """
+    error = said.get("error", said)
+    if not isinstance(error, dict):
+        return _SERVER
+    words = [error.get(name) for name in ("code", "status", "type")]
+    numbers = (word for word in words if isinstance(word, int) and _BAD <= word < _BEYOND)
+    named = (_STATUS_OF_KIND[word] for word in words if isinstance(word, str) and word in _STATUS_OF_KIND)
+    return next(chain(numbers, named), _SERVER)
 
 
 def _kind(status: int, complaint: Complaint) -> tuple[type[ProviderError], str]:
@@ -117,7 +182,12 @@ def _is_quota(status: int, complaint: Complaint) -> bool:
         status == _PAYMENT
         or not complaint.codes.isdisjoint(_QUOTA_CODES)
         or (status == _BAD and _NO_CREDIT in complaint.message)
+        or (status == _TOO_MANY and _TRIAL_USED_UP in complaint.message)
     )
+
+
+def _is_access(status: int, complaint: Complaint) -> bool:
+    return status in _ACCESS or not complaint.codes.isdisjoint(_KEY_CODES)
 
 
 def _is_too_large(status: int, complaint: Complaint) -> bool:
@@ -129,7 +199,7 @@ Rule: TypeAlias = tuple[Callable[[int, Complaint], bool], type[ProviderError], s
 #: The first rule that holds decides.
 _RULES: tuple[Rule, ...] = (
     (_is_quota, ProviderQuotaError, "has no credit left for this account"),
-    (lambda status, _: status in _ACCESS, ProviderAccessError, "refuses the configured key"),
+    (_is_access, ProviderAccessError, "refuses the configured key"),
     (_is_too_large, RequestTooLargeError, "takes no request as large as this"),
     (lambda status, _: status == _TOO_MANY, ProviderRateLimitError, "asks to slow down"),
     (

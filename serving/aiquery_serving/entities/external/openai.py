@@ -13,7 +13,8 @@ import numpy as np
 
 from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
 from aiquery_serving.entities.external.limit_hints import openai_hint
-from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ProviderResponseError
+from aiquery_serving.entities.external.openai_stream import OpenAIReader
+from aiquery_serving.errors import ConfigurationError, ProviderResponseError
 from aiquery_serving.messages import CHAT, COMPLETIONS, EMBEDDINGS, Json, LimitHint, Usage
 
 if TYPE_CHECKING:
@@ -35,14 +36,11 @@ def load_openai(model: ExternalModel, *, resolve: Callable[[str], str], transpor
     """Return the entity of an `openai` model (`openai_config`, contract B.2).
 
     Raises:
-        ConfigurationError: Azure, or no key.
+        ConfigurationError: Another kind of API, or no key.
     """
     config = model.config
     if str(config.get("openai_api_type") or "openai").lower() != "openai":
-        raise ConfigurationError(
-            f"openai_api_type '{config['openai_api_type']}' is not available yet. "
-            "Use provider 'custom' with the deployment's full URL and api_key_auth key 'api-key'."
-        )
+        raise ConfigurationError(f"openai_api_type '{config['openai_api_type']}' is not one of openai, azure, azuread.")
     base = str(config.get("openai_api_base") or DEFAULT_BASE).rstrip("/")
     public = dict(JSON_HEADERS)
     if organization := config.get("openai_organization"):
@@ -82,14 +80,12 @@ class OpenAIDialect:
         """The provider and the model, as error messages name them."""
         return f"{self.provider} model '{self.model}'"
 
-    def encode(self, body: Mapping[str, Any]) -> Json:
-        """Return the provider's request for a REST body.
-
-        Raises:
-            InvalidRequestError: It asks for a stream.
-        """
+    def encode(self, body: Mapping[str, Any], *, stream: bool = False) -> Json:
+        """Return the provider's request for a REST body; a streamed answer shall tell its usage too."""
         sent = unwrapped(body)
         sent["model"] = self.model
+        if stream:
+            sent |= {"stream": True, "stream_options": {"include_usage": True}}
         if self.task != EMBEDDINGS and _REASONING.search(self.model):
             _suit_reasoning_model(sent)
         return sent
@@ -105,6 +101,10 @@ class OpenAIDialect:
         else:
             self._check_choices(answer.get("choices"))
         return answer, _usage(answer.get("usage"))
+
+    def reader(self, body: Mapping[str, Any], _now: float) -> OpenAIReader:
+        """Return what reads the streamed answer to `body`."""
+        return OpenAIReader(self.who, answers=_answers(unwrapped(body)))
 
     def hint(self, headers: Headers, now: float) -> LimitHint | None:
         """Return what the headers teach about limits."""
@@ -135,19 +135,23 @@ class OpenAIDialect:
 
 
 def unwrapped(body: Mapping[str, Any]) -> Json:
-    """Return what of a REST body is for the model; named fields win over `extra_params`.
-
-    Raises:
-        InvalidRequestError: It asks for a stream.
-    """
+    """Return what of a REST body is for the model; named fields win over `extra_params`."""
     sent = dict(body)
-    if sent.pop("stream", None):
-        raise InvalidRequestError("Streamed answers are not available yet: leave out 'stream'.")
     if not ENVELOPE.isdisjoint(sent):
         extra = sent.get("extra_params") or {}
         sent = {name: value for name, value in sent.items() if name not in ENVELOPE}
         sent = {**extra, **sent}
+    # How the answer comes is the caller's word at every call, not the body's.
+    sent.pop("stream", None)
+    sent.pop("stream_options", None)
     return sent
+
+
+def _answers(asked: Json) -> int:
+    """Return how many choices answer a request: `n` to each of its prompts, which may also be lists of tokens."""
+    count, prompts = asked.get("n"), asked.get("prompt")
+    several = isinstance(prompts, list) and prompts and not isinstance(prompts[0], int)
+    return (count if isinstance(count, int) else 1) * (len(prompts) if isinstance(prompts, list) and several else 1)
 
 
 def _suit_reasoning_model(sent: Json) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 from wreq import Client, DnsOptions, Response, exceptions, redirect
@@ -19,6 +19,7 @@ from wreq.tls import CertStore
 
 from aiquery_serving.entities.external.addresses import checked, is_loopback, refuse_forbidden
 from aiquery_serving.errors import (
+    AiQueryError,
     ConfigurationError,
     ProviderResponseError,
     ProviderTimeoutError,
@@ -27,7 +28,13 @@ from aiquery_serving.errors import (
 
 CONNECT_SECONDS = 10.0
 TOTAL_SECONDS = 360.0
+#: Most seconds of silence within a streamed answer: models think before they speak.
+IDLE_SECONDS = 360.0
 MAX_ANSWER_BYTES = 64 * 2**20
+#: Bytes that are read of an answer that refuses to stream.
+MAX_COMPLAINT_BYTES = 64 * 2**10
+#: A streamed answer may take long, as long as it does not pause.
+_NO_TOTAL = timedelta(days=1)
 #: Idle connections kept per host: as many as may have been in flight at once.
 MAX_IDLE = 4096
 
@@ -39,6 +46,34 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+class OpenAnswer(Protocol):
+    """An answer whose status and headers are here and whose body is still coming."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers. Looking them up by a name in lower case always works."""
+        ...
+
+    async def read(self) -> bytes:
+        """Return the next bytes as they come, empty at the end of the body.
+
+        Raises:
+            ProviderUnavailableError: The connection broke.
+            ProviderTimeoutError: Nothing came in time.
+            ProviderResponseError: The answer is larger than is sensible.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Hang up, unless the body was read to its end. A second call does nothing."""
+        ...
 
 
 class Transport(Protocol):
@@ -60,6 +95,39 @@ class Transport(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamingTransport(Transport, Protocol):
+    """A transport that can hand out an answer while it comes. With others, streams come all at once."""
+
+    async def open(self, url: str, *, headers: Mapping[str, str], body: bytes) -> OpenAnswer:
+        """Post a body and return as soon as the status and headers are here; never follow a redirect.
+
+        Whoever opens an answer closes it. Cancelling hangs up.
+
+        Raises:
+            ConfigurationError: The URL or a header cannot be used.
+            ProviderUnavailableError: No connection, or it broke.
+            ProviderTimeoutError: No answer in time.
+        """
+        ...
+
+
+async def opened(transport: Transport, url: str, *, headers: Mapping[str, str], body: bytes) -> OpenAnswer:
+    """Open an answer over any transport (as `StreamingTransport.open`)."""
+    if isinstance(transport, StreamingTransport):
+        return await transport.open(url, headers=headers, body=body)
+    return _Posted(await transport.post(url, headers=headers, body=body))
+
+
+async def read_whole(answer: OpenAnswer, *, most: int = MAX_COMPLAINT_BYTES) -> Answer:
+    """Read what is left of an answer, but hardly more than `most` bytes."""
+    parts, size = [], 0
+    while size < most and (part := await answer.read()):
+        parts.append(part)
+        size += len(part)
+    return Answer(answer.status, answer.headers, b"".join(parts))
+
+
 class HttpTransport:
     """The transport over wreq (Rust: a hyper of its own, BoringSSL).
 
@@ -70,7 +138,8 @@ class HttpTransport:
 
     Args:
         connect_seconds: Most seconds for a new connection.
-        total_seconds: Most seconds from the first byte sent to the last received.
+        total_seconds: Most seconds from the first byte sent to the last received of a whole answer.
+        idle_seconds: Most seconds that an answer which comes in pieces may pause.
         max_answer_bytes: Largest answer, after decompression.
     """
 
@@ -79,10 +148,12 @@ class HttpTransport:
         *,
         connect_seconds: float = CONNECT_SECONDS,
         total_seconds: float = TOTAL_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
         self._connect = timedelta(seconds=connect_seconds)
         self._total = timedelta(seconds=total_seconds)
+        self._idle = timedelta(seconds=idle_seconds)
         self._max_bytes = max_answer_bytes
         self._clients: dict[bool, Client] = {}
         #: The client of each URL that was judged.
@@ -102,8 +173,23 @@ class HttpTransport:
             response = await client.post(url, headers=headers, body=body)
             content = await self._read(response, url)
         except _FOREIGN as error:
-            self._translate(error, _where(url))
+            raise self._translated(error, _where(url), self._total) from None
         return Answer(response.status.as_int(), _Headers(response.headers), content)
+
+    async def open(self, url: str, *, headers: Mapping[str, str], body: bytes) -> OpenAnswer:
+        """Post a body and return as soon as the status and headers are here; never follow a redirect.
+
+        Raises:
+            ConfigurationError: The URL or a header cannot be used.
+            ProviderUnavailableError: No connection, or it broke.
+            ProviderTimeoutError: No answer in time.
+        """
+        client = self._judged.get(url) or await self._judge(url)
+        try:
+            response = await client.post(url, headers=headers, body=body, timeout=_NO_TOTAL, read_timeout=self._idle)
+        except _FOREIGN as error:
+            raise self._translated(error, _where(url), self._idle) from None
+        return _Open(response, lambda error: self._translated(error, _where(url), self._idle), self._max_bytes)
 
     async def close(self) -> None:
         """Hang up. A later post opens new connections."""
@@ -155,23 +241,67 @@ class HttpTransport:
             f"{checked(url)} sent an answer of more than {self._max_bytes} bytes; it was not read."
         )
 
-    def _translate(self, error: Exception, host: str) -> NoReturn:
-        """Raise our error for the client's.
+    def _translated(self, error: Exception, host: str, within: timedelta) -> AiQueryError:
+        """Return our error for the client's.
 
-        The foreign error is left behind (`from None`): its text holds whole URLs, and keys may live
+        The foreign error is to be left behind (`from None`): its text holds whole URLs, and keys may live
         there.
         """
-        if isinstance(error, exceptions.TimeoutError):
-            raise ProviderTimeoutError(
-                f"{host} did not answer within {self._total.total_seconds():g} s "
+        if isinstance(error, exceptions.TimeoutError) or "TimedOut" in str(error):
+            return ProviderTimeoutError(
+                f"{host} did not answer within {within.total_seconds():g} s "
                 f"({self._connect.total_seconds():g} s to connect)."
-            ) from None
+            )
         if isinstance(error, exceptions.BuilderError | RuntimeError | ValueError):
-            raise ConfigurationError(
+            return ConfigurationError(
                 f"A request to {host} cannot be built: its URL, key or another header holds "
                 "characters that HTTP does not allow."
-            ) from None
-        raise ProviderUnavailableError(f"The connection to {host} failed: {_why(error)}.") from None
+            )
+        return ProviderUnavailableError(f"The connection to {host} failed: {_why(error)}.")
+
+
+class _Open:
+    """An answer that wreq is still receiving (an `OpenAnswer`)."""
+
+    __slots__ = ("_left", "_max_bytes", "_parts", "_translated", "headers", "status")
+
+    def __init__(self, response: Response, translated: Callable[[Exception], AiQueryError], max_bytes: int) -> None:
+        self.status = response.status.as_int()
+        self.headers = _Headers(response.headers)
+        self._parts = response.stream()
+        self._translated = translated
+        self._left = self._max_bytes = max_bytes
+
+    async def read(self) -> bytes:
+        try:
+            part = await anext(self._parts, b"")
+        except _FOREIGN as error:
+            raise self._translated(error) from None
+        if isinstance(part, HeaderMap):
+            return b""  # trailers
+        self._left -= len(part)
+        if self._left < 0:
+            raise ProviderResponseError(f"A streamed answer has more than {self._max_bytes} bytes.")
+        return bytes(part)
+
+    async def close(self) -> None:
+        # Only the stream hangs up; closing the response after its stream was taken does nothing.
+        await self._parts.__aexit__(None, None, None)
+
+
+class _Posted:
+    """An answer that has come whole (an `OpenAnswer`)."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status, self.headers = answer.status, answer.headers
+        self._body = answer.body
+
+    async def read(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def close(self) -> None:
+        self._body = b""
 
 
 #: Everything that wreq raises from a request; its exceptions have no common base.

@@ -1,0 +1,37 @@
+"""A real server on a free port, over a workspace whose endpoints' provider runs on this machine."""
+
+from __future__ import annotations
+
+import pytest
+from engine_endpoints import external
+from providers import OpenAIServer
+from rest_server import serving
+
+import aiquery
+
+
+@pytest.fixture
+def provider():
+    with OpenAIServer() as running:
+        yield running
+
+
+@pytest.fixture
+def workspace(provider, monkeypatch):
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    with aiquery.Workspace(":memory:", user="ada@example.com") as opened:
+        for name, task, model in (
+            ("chat", "llm/v1/chat", "gpt-4o"),
+            ("completions", "llm/v1/completions", "gpt-3.5-turbo-instruct"),
+            ("embeddings", "llm/v1/embeddings", "text-embedding-3-small"),
+        ):
+            opened.create_endpoint(name, {"served_entities": [external(provider, task, model)]})
+        yield opened
+
+
+@pytest.fixture
+def server(workspace):
+    """A server with `.url` and `.workspace`, where `ada@example.com` needs no token."""
+    with serving(workspace) as running:
+        yield running

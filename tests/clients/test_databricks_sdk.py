@@ -381,12 +381,13 @@ def test_who_is_unknown_is_told_so(served):
         workspace_client(served, "wrong").serving_endpoints.get("chat")
 
 
-def test_the_sdk_comes_again_when_a_rate_limit_says_so(endpoints, small, served):
-    endpoints.put("small", rate_limits=[sdk.RateLimit(1, sdk.RateLimitRenewalPeriod.MINUTE)])
-    watch = Watch(then=lambda: endpoints.put("small", rate_limits=[]))
+def test_the_sdk_comes_again_when_a_rate_limit_says_so(endpoints, chat_entity, served):
+    limit = sdk.RateLimit(1, sdk.RateLimitRenewalPeriod.MINUTE)
+    endpoints.create_and_wait("hurried", config=serving(chat_entity), rate_limits=[limit])
+    watch = Watch(then=lambda: endpoints.put("hurried", rate_limits=[]))
     patient = workspace_client(served, clock=watch).serving_endpoints
-    assert patient.query("small", messages=HELLO).choices
-    assert patient.query("small", messages=HELLO).choices
+    assert patient.query("hurried", messages=HELLO).choices
+    assert patient.query("hurried", messages=HELLO).choices
     (slept,) = watch.slept
     assert 2 < slept < 62
 

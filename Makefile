@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check fmt lint types arch bench bench-rivals clean
+.PHONY: help setup demo test test-clients check fmt lint types arch bench bench-rivals clean
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The first Python that is new enough.
@@ -55,6 +55,13 @@ types: $(VENV)/.dev ## Types
 
 arch: $(VENV)/.dev ## Import directions
 	$(BIN)/lint-imports
+
+test-clients: ## Databricks' and LangChain's own clients, in an environment of their own
+	@test -e .venv-clients/.installed || { echo 'Setting up .venv-clients: three minutes.' && \
+	  $(PYTHON) -m venv .venv-clients && \
+	  .venv-clients/bin/python -m pip install --quiet -r tests/clients/requirements.txt && \
+	  .venv-clients/bin/python -m pip install --quiet --no-deps --editable . && touch .venv-clients/.installed; }
+	.venv-clients/bin/python -m pytest tests/clients
 
 bench: $(VENV)/.dev ## One benchmark: make bench NAME=external_throughput
 	$(BIN)/python -m benchmarks $(NAME)

@@ -19,6 +19,12 @@ def chunk(text, **more):
     return {"object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": text}}], **more}
 
 
+def ended(text):
+    last = chunk(text)
+    last["choices"][0]["finish_reason"] = "stop"
+    return last
+
+
 def text_of(chunks):
     return "".join(c["choices"][0].get("delta", {}).get("content", "") for c in chunks if c["choices"])
 
@@ -28,8 +34,9 @@ class Speaker:
 
     task = "llm/v1/chat"
 
-    def __init__(self, fails=(), breaks=None):
+    def __init__(self, fails=(), breaks=None, says=None):
         self.fails, self.breaks = list(fails), breaks
+        self.says = says or [*map(chunk, WORDS[:-1]), ended(WORDS[-1]), {"choices": [], "usage": USAGE}]
         self.asked, self.hung_up = [], 0
 
     async def send(self, body):
@@ -46,12 +53,11 @@ class Speaker:
 
     async def _chunks(self):
         try:
-            for place, word in enumerate(WORDS):
+            for place, said in enumerate(self.says):
                 if self.breaks is not None and place == self.breaks[0]:
                     raise self.breaks[1]
                 await asyncio.sleep(0)
-                yield chunk(word)
-            yield {"object": "chat.completion.chunk", "choices": [], "usage": USAGE}
+                yield said
         except GeneratorExit:
             self.hung_up += 1
             raise

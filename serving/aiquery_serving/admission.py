@@ -65,6 +65,7 @@ class Admission:
 
     Args:
         endpoint: Its name.
+        endpoint_id: What its limits are counted by, in this process and others.
         declared: The limits.
         clock: Tells the time and waits.
         leases: What this process holds of limits that others share; None when there are no others.
@@ -74,12 +75,14 @@ class Admission:
     def __init__(
         self,
         endpoint: str,
-        declared: tuple[RateLimit, ...],
+        endpoint_id: str,
+        declared: tuple[RateLimit, ...] = (),
+        *,
         clock: Clock,
         leases: Leases | None = None,
         groups_of: GroupsOf = lambda _: frozenset(),
     ) -> None:
-        self._endpoint, self._clock, self._leases = endpoint, clock, leases
+        self._endpoint, self._id, self._clock, self._leases = endpoint, endpoint_id, clock, leases
         self._lines: dict[str, Turnstile[_Asked, Admitted]] = {}
         self._accounts: dict[tuple[str, frozenset[str]], _Shared | None] = {}
         self._exceeded: Exceeded | None = None
@@ -205,7 +208,7 @@ class Admission:
 
     def _name(self, limit: RateLimit, caller: str) -> SharedLimit:
         whose = counted_apart(limit, caller)
-        name = json.dumps([self._endpoint, limit.key, limit.principal, limit.renewal_period, whose])
+        name = json.dumps([self._id, limit.key, limit.principal, limit.renewal_period, whose])
         return SharedLimit(name, Rule(limit.calls, limit.tokens, int(PERIODS[limit.renewal_period] * 1000)))
 
     def _forget_accounts(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeGuard, cast
 from aiquery_serving.admission import Admission
 from aiquery_serving.batching import OutputSizes
 from aiquery_serving.clock import Clock
-from aiquery_serving.endpoint import Kind, RateLimit, ServedEntity
+from aiquery_serving.endpoint import Kind, ServedEntity
 from aiquery_serving.errors import EndpointNotFoundError
 from aiquery_serving.guardrails import Rails
 from aiquery_serving.messages import (
@@ -130,13 +130,11 @@ class Plans:
 
     Args:
         registry: Says what an endpoint serves.
-        admission: Makes what admits the calls to an endpoint of that name, with these limits.
+        admission: Makes what admits the calls to an endpoint of that name and id.
         clock: Tells the time and waits.
     """
 
-    def __init__(
-        self, registry: Servings, admission: Callable[[str, tuple[RateLimit, ...]], Admission], clock: Clock
-    ) -> None:
+    def __init__(self, registry: Servings, admission: Callable[[str, str], Admission], clock: Clock) -> None:
         self._registry, self._admission, self._clock = registry, admission, clock
         self._plans: dict[str, Plan] = {}
         self._planning = threading.Lock()
@@ -152,7 +150,12 @@ class Plans:
         if plan is not None and plan.serving is serving:
             return plan
         with self._planning:
-            plan = Plan(serving, self._plans.get(endpoint) or self._admission(endpoint, ()), self._clock)
+            before = self._plans.get(endpoint)
+            if before is None or before.serving.endpoint_id != serving.endpoint_id:
+                # Another endpoint of the same name begins afresh (contract C.5).
+                plan = Plan(serving, self._admission(endpoint, serving.endpoint_id or endpoint), self._clock)
+            else:
+                plan = Plan(serving, before, self._clock)
             self._plans[endpoint] = plan
         return plan
 

@@ -47,6 +47,7 @@ class Streamed:
         self._tally = tally
         self._endings = list(endings)
         self._ended = False
+        self._last: Json | None = None
 
     def __aiter__(self) -> Self:
         return self
@@ -58,11 +59,7 @@ class Streamed:
 
     async def __anext__(self) -> Json:
         try:
-            while True:
-                chunk = await anext(self._chunks)
-                # One without choices tells the usage only.
-                if self.usage_wanted or chunk.get("choices") != []:
-                    return chunk
+            return await self._next()
         except StopAsyncIteration:
             self._end(None)
             raise
@@ -82,6 +79,30 @@ class Streamed:
         self._end(asyncio.CancelledError())
         await self._close()
 
+    async def _next(self) -> Json:
+        """Return the next chunk. The last one that says anything waits for the usage, unless that is wanted apart."""
+        while True:
+            try:
+                chunk = await anext(self._chunks)
+            except StopAsyncIteration:
+                if self._last is None:
+                    raise
+                chunk, self._last = self._last, None
+                return chunk
+            if self.usage_wanted:
+                return chunk
+            held, self._last = self._last, None
+            if chunk.get("choices") == []:
+                # It tells the usage alone; clients that did not ask for it may look for a choice in every chunk.
+                self._last = held and held | ({"usage": chunk["usage"]} if chunk.get("usage") else {})
+            elif held is not None:
+                self._last = chunk
+                return held
+            elif _is_last(chunk):
+                self._last = chunk
+            else:
+                return chunk
+
     async def _close(self) -> None:
         for chunks in (self._chunks, *self._stream.sources):
             await chunks.aclose()
@@ -91,6 +112,11 @@ class Streamed:
             self._ended = True
             for ending in self._endings:
                 ending(self.usage, error)
+
+
+def _is_last(chunk: Json) -> bool:
+    choices = chunk.get("choices")
+    return bool(choices) and "usage" not in chunk and all(choice.get("finish_reason") for choice in choices or ())
 
 
 async def noted(chunks: AsyncGenerator[Json, None], into: list[Json]) -> AsyncGenerator[Json, None]:

@@ -340,7 +340,9 @@ def test_the_open_ai_client_that_comes_with_it(endpoints):
 @pytest.mark.filterwarnings("ignore:get_langchain_chat:DeprecationWarning")
 def test_the_langchain_client_that_comes_with_it(endpoints):
     pytest.importorskip("langchain_openai", reason="comes with databricks-sdk[openai]")
-    assert endpoints.get_langchain_chat_open_ai_client("chat").invoke("hi").content == "echo: hi"
+    client = endpoints.get_langchain_chat_open_ai_client("chat")
+    with client.http_client:
+        assert client.invoke("hi").content == "echo: hi"
 
 
 def test_a_route_optimised_endpoint_names_its_address(endpoints, w, served, loaded):

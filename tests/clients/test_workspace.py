@@ -68,6 +68,16 @@ def test_a_query_is_answered_in_the_rest_apis_json(workspace):
     assert answer["choices"][0]["message"]["content"] == "echo: hello"
 
 
+def test_a_new_endpoint_of_an_old_name_has_its_limits_afresh(workspace, server):
+    for _ in range(2):
+        config = {"served_entities": [external(server, "llm/v1/chat", "gpt-4o")]}
+        workspace.create_endpoint("few", config, rate_limits=[{"calls": 1, "renewal_period": "minute"}])
+        assert workspace.query("few", HELLO)
+        with pytest.raises(TooManyRequestsError):
+            workspace.query("few", HELLO)
+        workspace.delete_endpoint("few")
+
+
 def test_an_answer_comes_piece_by_piece(workspace):
     pieces = list(workspace.stream("chat", HELLO))
     assert len(pieces) > 2

@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 import aiquery
 from aiquery.server import serve
 from aiquery_serving.rest.connection import HEAD_CAP, STALLED_SECONDS, Connection
+from aiquery_serving.rest.corked import Corked
 
 GET = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
 #: Answered when its body has come; the next, at once: there is no such endpoint.
@@ -269,6 +270,9 @@ class Wire(asyncio.Transport):
     def write(self, data):
         self.written += data
 
+    def get_write_buffer_size(self):
+        return 0
+
     def is_closing(self):
         return self.closing
 
@@ -287,7 +291,8 @@ def connected():
     config = uvicorn.Config(never, http=Connection, ws="none", lifespan="off", log_config=None, interface="asgi3")
     config.load()
     connection = Connection(config, ServerState(), {}, _loop=asyncio.get_running_loop())
-    connection.connection_made(Wire())
+    connection.wire = Wire()
+    connection.connection_made(connection.wire)
     return connection
 
 
@@ -295,7 +300,7 @@ def seconds_until_aborted(connection):
     now = asyncio.get_running_loop().time()
     for second in range(1000):
         connection.tick(now + second, 10)
-        if connection.transport.aborted:
+        if connection.wire.aborted:
             return second
     return None
 
@@ -331,7 +336,7 @@ def test_a_client_that_takes_a_little_now_and_then_is_not_hung_up_on():
             connection.pause_writing()
             connection.tick(now + second, 10)
             connection.resume_writing()
-        assert not connection.transport.aborted
+        assert not connection.wire.aborted
         for task in connection.tasks:
             task.cancel()
 
@@ -343,6 +348,22 @@ def test_a_head_beyond_the_cap_is_refused_though_it_comes_in_one_piece():
         connection = connected()
         connection.data_received(GET[:-2] + b"x: " + b"x" * HEAD_CAP + b"\r\n\r\n")
         assert not connection.tasks
-        assert [status for status, _ in answers(connection.transport.written)] == [431]
+        assert [status for status, _ in answers(connection.wire.written)] == [431]
+
+    asyncio.run(run())
+
+
+def test_what_is_written_in_one_turn_leaves_in_one_piece():
+    async def run():
+        wire = Wire()
+        corked = Corked(wire, asyncio.get_running_loop())
+        corked.write(b"head")
+        corked.write(bytearray(b" and body"))
+        assert (wire.written, corked.get_write_buffer_size()) == (b"", 13)
+        await asyncio.sleep(0)
+        assert wire.written == b"head and body"
+        corked.write(b", the end")
+        corked.close()
+        assert (wire.written, wire.closing) == (b"head and body, the end", True)
 
     asyncio.run(run())

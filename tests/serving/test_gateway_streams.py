@@ -5,7 +5,7 @@ import threading
 from contextlib import aclosing
 
 import pytest
-from stream_worlds import BODY, Speaker, Teller, Whole, World, text_of
+from stream_worlds import BODY, USAGE, Speaker, Teller, Whole, World, chunk, text_of
 
 from aiquery_serving import errors
 from aiquery_serving.endpoint import RateLimit
@@ -24,10 +24,22 @@ def test_pieces_come_in_order_and_the_usage_is_recorded_at_the_end():
     assert "stream" not in world.now.entities["a"].asked[0]
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_the_chunk_of_usage_is_passed_on_to_those_who_asked_for_it(asked):
-    chunks = run(World(a=Speaker()).said(stream_options={"include_usage": asked}))
-    assert any(chunk.get("usage") for chunk in chunks) is asked
+def test_the_chunk_of_usage_is_passed_on_to_those_who_asked_for_it():
+    chunks = run(World(a=Speaker()).said(stream_options={"include_usage": True}))
+    assert [chunk["choices"] == [] for chunk in chunks] == [False, False, False, True]
+    assert chunks[-1]["usage"] == USAGE
+
+
+def test_others_get_the_usage_with_the_last_words():
+    chunks = run(World(a=Speaker()).said())
+    assert [chunk.get("usage") for chunk in chunks] == [None, None, USAGE]
+    assert text_of(chunks) == "one two three"
+
+
+def test_several_choices_may_end_one_after_the_other():
+    ends = [{"choices": [{"index": index, "delta": {}, "finish_reason": "stop"}]} for index in (0, 1)]
+    speaker = Speaker(says=[chunk("a"), *ends, {"choices": [], "usage": USAGE}])
+    assert run(World(a=speaker).said()) == [chunk("a"), ends[0], ends[1] | {"usage": USAGE}]
 
 
 def test_what_fails_before_the_first_piece_is_retried_and_falls_back():

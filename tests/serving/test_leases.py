@@ -147,7 +147,7 @@ class Process:
     def __init__(self, folder, clock, declared, log=None):
         self.clock, self.log = clock, log if log is not None else []
         self.leases = Leases(folder, clock)
-        self.admission = Admission("chat", tuple(declared), clock, self.leases)
+        self.admission = Admission("chat", "chat", tuple(declared), clock=clock, leases=self.leases)
 
     async def call(self, tokens=0, *, used=None, patient=True, caller=""):
         admitted = await self.admission.enter(caller, tokens, patient=patient)
@@ -205,7 +205,7 @@ def test_alone_a_process_is_as_quick_as_without_others(tmp_path):
         clock = ManualClock()
         one = Process(tmp_path, clock, [minute(calls=30)])
         if folder is None:
-            one.admission = Admission("chat", (minute(calls=30),), clock)
+            one.admission = Admission("chat", "chat", (minute(calls=30),), clock=clock)
 
         async def trickle(one=one, clock=clock):
             for _ in range(150):

@@ -254,7 +254,7 @@ class Office:
     def __init__(self, clock, declared, folder=None, groups_of=of_groups):
         self.clock, self.log = clock, []
         leases = Leases(folder, clock) if folder else None
-        self.admission = Admission("chat", tuple(declared), clock, leases, groups_of)
+        self.admission = Admission("chat", "id", tuple(declared), clock=clock, leases=leases, groups_of=groups_of)
 
     async def call(self, caller, tokens=0, *, patient=True):
         await self.admission.enter(caller, tokens, patient=patient)

@@ -18,6 +18,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from aiquery_serving.errors import MalformedRequestError, OverloadedError, SlowRequestError
+from aiquery_serving.rest.corked import Corked
 from aiquery_serving.rest.messages import Reply
 from aiquery_serving.rest.replies import error_document, error_reply
 
@@ -88,7 +89,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(Corked(transport, self.loop))
         self._owes_since = self.loop.time()
         if self._most is not None and len(self.connections) > _REFUSED * self._most:
             transport.abort()

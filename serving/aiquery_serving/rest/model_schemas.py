@@ -50,9 +50,11 @@ def answer_schema(signature: Any) -> Json:
     Args:
         signature: An MLflow `ModelSignature`, or None.
     """
-    columns = _columns(signature.outputs if signature is not None else None)
-    if not columns:
+    declared = _columns(signature.outputs if signature is not None else None)
+    if not declared:
         return {"type": "object"}
+    # What is missing, or is no number that JSON has, is null.
+    columns = {name: ({"anyOf": [schema, {"type": "null"}]}, needed) for name, (schema, needed) in declared.items()}
     row = _row(columns)
     predictions = many({"anyOf": [row, *_alone(columns)]} if len(columns) == 1 else row)
     return record({"predictions": predictions}, open_to=True)

@@ -83,7 +83,7 @@ def _parameter(name: str) -> Json:
 
 
 def _events(*, streams: bool) -> dict[str, Json]:
-    return {_EVENTS: {**TEXT, "description": "Chunks, where the request's `stream` is true."}} if streams else {}
+    return {_EVENTS: {"description": "Chunks, where the request's `stream` is true."}} if streams else {}
 
 
 def _responses(content: dict[str, Json]) -> Json:

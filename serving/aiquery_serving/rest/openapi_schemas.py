@@ -62,6 +62,12 @@ def record(required: dict[str, Json], optional: dict[str, Json] | None = None, *
     return {**schema, "required": list(required)} if required else schema
 
 
+def _asked(required: dict[str, Json], optional: dict[str, Json]) -> Json:
+    """Return the schema of a request to a model, where null is as good as nothing, and other members are the model's."""
+    nullable = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in optional.items()}
+    return record(required, nullable, open_to=True)
+
+
 def read_schemas() -> dict[str, Json]:
     """Return the schemas of request bodies by name: the forms that read them."""
     _, found = models_json_schema([(form, "validation") for form in _READ], ref_template=HOME + "{model}")
@@ -225,7 +231,7 @@ ANSWERS: Final[dict[str, Json]] = {
         },
         open_to=True,
     ),
-    "ChatRequest": record(
+    "ChatRequest": _asked(
         {"messages": {**many(record({"role": TEXT}, {"content": ANYTHING}, open_to=True)), "minItems": 1}},
         {
             "max_tokens": {"type": "integer", "minimum": 1},
@@ -237,17 +243,14 @@ ANSWERS: Final[dict[str, Json]] = {
             "tools": many({"type": "object"}),
             "response_format": {"type": "object"},
         },
-        open_to=True,
     ),
-    "CompletionsRequest": record(
+    "CompletionsRequest": _asked(
         {"prompt": {"anyOf": [TEXT, {**many(TEXT), "minItems": 1}]}},
         {"max_tokens": {"type": "integer", "minimum": 1}, "stream": SWITCH},
-        open_to=True,
     ),
-    "EmbeddingsRequest": record(
+    "EmbeddingsRequest": _asked(
         {"input": {"anyOf": [TEXT, {**many(TEXT), "minItems": 1}]}},
         {"dimensions": {"type": "integer", "minimum": 1}, "encoding_format": one_of("float", "base64")},
-        open_to=True,
     ),
     "ChatCompletion": record(
         {"choices": many(record({"index": COUNT, "message": {"type": "object"}}, open_to=True))},

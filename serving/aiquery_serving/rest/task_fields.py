@@ -54,8 +54,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
+def _are_objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
 
 
 def _is_object(value: Any) -> bool:
@@ -83,10 +87,11 @@ _FIELDS: Final[Mapping[str, tuple[_Rule, str]]] = {
     "dimensions": (_is_count, "a whole number above 0"),
     "temperature": (lambda value: _is_number(value) and 0 <= value <= 2, "a number from 0 to 2"),  # noqa: PLR2004
     "top_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "stop": (lambda value: isinstance(value, str | list), "a string or a list of strings"),
+    "encoding_format": (lambda value: value in ("float", "base64"), "'float' or 'base64'"),
+    "stop": (_is_stop, "a string or a list of strings"),
     "stream": (_is_flag, "true or false"),
     "stream_options": (_is_object, "an object"),
-    "tools": (_is_list, "a list"),
+    "tools": (_are_objects, "a list of objects"),
     "response_format": (_is_object, "an object with a 'type'"),
     "extra_params": (_is_object, "an object"),
     "usage_context": (_is_object, "an object"),

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 #: How long `query` waits for an endpoint whose first deployment is still loading, in seconds.
 FIRST_DEPLOYMENT_SECONDS = 300.0
+#: After how long without a request an isolated model that scales to zero gives its process up, in seconds.
+IDLE_SECONDS = 1800.0
 
 
 class Workspace:
@@ -335,6 +337,7 @@ class Workspace:
             environment=environment,
             on_line=lambda level, line: say(line) if level >= logging.INFO else None,
             concurrency=entity.concurrency,
+            idle_seconds=IDLE_SECONDS if entity.scale_to_zero_enabled else None,
         )
 
 

@@ -90,11 +90,12 @@ class Admission:
         self.declare(declared)
 
     def declare(self, declared: tuple[RateLimit, ...]) -> None:
-        """Take over changed limits; the lines stay."""
+        """Take over changed limits; the lines stay, and who may go by now goes."""
         self.declared = declared
         self.limits.declare(declared)
         self._one_line = all(limit.key == "endpoint" for limit in declared)
         self._accounts.clear()
+        self._pump()
 
     async def enter(self, caller: str, tokens: int, *, patient: bool) -> Admitted:
         """Admit one call.

@@ -116,7 +116,7 @@ class Streamed:
 
 def _is_last(chunk: Json) -> bool:
     choices = chunk.get("choices")
-    return bool(choices) and "usage" not in chunk and all(choice.get("finish_reason") for choice in choices or ())
+    return bool(choices) and not chunk.get("usage") and all(choice.get("finish_reason") for choice in choices or ())
 
 
 async def noted(chunks: AsyncGenerator[Json, None], into: list[Json]) -> AsyncGenerator[Json, None]:

@@ -10,6 +10,7 @@ import pytest
 from providers import KEY, CustomServer, OpenAIServer
 
 from aiquery_serving import errors as core
+from aiquery_serving.rest.operations import CONTROL, QUERIES
 from aiquery_udfs import errors
 
 ROOT = Path(__file__).parents[2]
@@ -66,3 +67,9 @@ def test_every_error_class_is_documented():
     bases = {core.AiQueryError, core.InvocationError, core.ProviderError}
     every = {kind for kind in kinds(core.AiQueryError) - bases if kind.__module__ == core.__name__}
     assert set(rows) == {(kind.__name__, kind.error_code, str(kind.http_status)) for kind in every}
+
+
+def test_every_operation_of_the_rest_api_is_documented():
+    text = (ROOT / "docs" / "reference" / "rest.md").read_text()
+    for operation in (*CONTROL, *(query for query in QUERIES if not query.path.startswith("/ai-gateway/"))):
+        assert f"`{operation.method} {operation.path}`" in text

@@ -380,6 +380,13 @@ def test_an_idle_process_ends_and_the_next_request_starts_one(odd_path):
         assert pid_of(model) != pid
 
 
+def test_a_model_that_scales_to_zero_does_so_by_itself(odd_path):
+    with served(odd_path, idle_seconds=0.2) as model:
+        pid = pid_of(model)
+        until(lambda: not is_running(pid))
+        assert pid_of(model) != pid
+
+
 def test_a_process_does_not_outlive_the_one_that_started_it(odd_path):
     program = (
         f"import sys, time; sys.path[:] = {sys.path!r}\n"

@@ -90,10 +90,10 @@ def _without_secrets(block: Mapping[str, Any], *, owner: str, path: str, stash: 
             continue
         if name in kept:
             raise ConfigurationError(f"{path}: give {name} or {name}{_PLAINTEXT}, not both")
-        if isinstance(value, Mapping):
-            kept[name] = _without_secrets(value, owner=owner, path=f"{path}.{name}", stash=stash)
-        elif name != member or _SECRET_MEMBER.fullmatch(name):
+        if name != member or _SECRET_MEMBER.fullmatch(name):
             kept[name] = _reference(value, name=f"{owner}/{name}", path=f"{path}.{name}", stash=stash)
+        elif isinstance(value, Mapping):
+            kept[name] = _without_secrets(value, owner=owner, path=f"{path}.{name}", stash=stash)
         else:
             kept[name] = value
     return kept

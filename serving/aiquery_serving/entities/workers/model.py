@@ -83,6 +83,7 @@ class _Replica:
         """Start a process and load the model, or do nothing once stopped."""
         if self._stopped.wait(restart_wait(self.crashes)):
             return None
+        self.used = time.monotonic()
         process = self.process = ModelProcess(self._program)
         try:
             if self._stopped.is_set():  # since the look above
@@ -126,8 +127,10 @@ class ProcessModel:
         aquery: `query` for callers on an event loop, in batches where that pays (`microbatch.Microbatcher.ask`).
     """
 
-    def __init__(self, program: Program, replicas: int) -> None:
+    def __init__(self, program: Program, replicas: int, idle_seconds: float | None = None) -> None:
         """Start the processes and load the model in all of them.
+
+        With `idle_seconds`, those that nobody has asked for so long are ended.
 
         Raises:
             ModelError: It does not load; with the last lines that the process wrote.
@@ -138,6 +141,7 @@ class ProcessModel:
         self._changed = threading.Condition()
         self._suspects = 0
         self._retired = self._closed = False
+        self._end = threading.Event()
         try:
             with ThreadPoolExecutor(replicas) as starters:
                 about, *_ = starters.map(_Replica.start, self._replicas)
@@ -151,6 +155,9 @@ class ProcessModel:
         self.aquery = Microbatcher(
             self.query, together=once, merges=self.mergeable, batches=replicas, threads=replicas * program.threads
         ).ask
+        if idle_seconds is not None:
+            name = f"aiquery-idle-{self.name}"
+            threading.Thread(target=self._watch_idle, args=(idle_seconds,), name=name, daemon=True).start()
 
     def predict(self, rows: pa.RecordBatch, params: Mapping[str, Any] | None = None) -> pa.Array:
         """Return one answer per row.
@@ -221,8 +228,13 @@ class ProcessModel:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        self._end.set()
         for replica in self._replicas:
             replica.stop()
+
+    def _watch_idle(self, seconds: float) -> None:
+        while not self._end.wait(seconds / 4):
+            self.stop_idle(seconds)
 
     def _tried(self, ask: Callable[[ModelProcess], T], tries: int = 2) -> T:
         """Ask a process; if it ends, another one, alone."""
@@ -298,6 +310,7 @@ def load_in_process(
     on_line: OnLine | None = None,
     replicas: int = 1,
     concurrency: int = CONCURRENCY,
+    idle_seconds: float | None = None,
 ) -> ProcessModel:
     """Load the model in a folder that `mlflow.pyfunc` wrote, in processes of its own.
 
@@ -309,12 +322,13 @@ def load_in_process(
             lines go to the logger `aiquery.models`.
         replicas: How many processes.
         concurrency: Requests that each answers at once; more wait.
+        idle_seconds: End processes that nobody has asked for so long; the next request starts one again.
 
     Raises:
         ModelError: The model does not load, with the last lines that its process wrote.
     """
     told = on_line or (lambda level, line: _log.log(level, "%s: %s", name, line))
-    return ProcessModel(Program(path, name, dict(environment), concurrency, told), replicas)
+    return ProcessModel(Program(path, name, dict(environment), concurrency, told), replicas, idle_seconds)
 
 
 def _out_of_service(name: str) -> OverloadedError:

@@ -19,7 +19,8 @@ from aiquery_serving.rest import data_plane
 from aiquery_serving.rest.arrivals import Arrival
 from aiquery_serving.rest.bodies import CAP, Message, Receive
 from aiquery_serving.rest.callers import caller
-from aiquery_serving.rest.departures import Attended
+from aiquery_serving.rest.deadlines import Deadlines
+from aiquery_serving.rest.departures import UNWATCHED, Attended
 from aiquery_serving.rest.discovery import discovered
 from aiquery_serving.rest.events import Begun, EventStream, Send
 from aiquery_serving.rest.messages import Exchange, Reply, Request
@@ -49,6 +50,7 @@ class App:
     def __init__(self, serves: Serves) -> None:
         self.closing = False
         self._serves = serves
+        self._transfers, self._patience = Deadlines(serves.body_seconds), Deadlines(UNWATCHED)
         self._run = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
@@ -105,7 +107,7 @@ class App:
     def _arrival(self, headers: Mapping[bytes, bytes], receive: Receive, exchange: Exchange) -> Arrival:
         who = caller(headers, self._serves)
         exchange.caller = who.name
-        return Arrival(receive, headers, who, exchange, body_seconds=self._serves.body_seconds)
+        return Arrival(receive, headers, who, exchange, uploads=self._transfers, patience=self._patience)
 
     async def _controlled(self, arrival: Arrival, scope: Scope, path: str) -> Reply:
         from aiquery_serving.rest import control_routes
@@ -129,9 +131,9 @@ class App:
     async def _send_stream(self, answer: Begun, exchange: Exchange, receive: Receive, send: Send) -> None:
         exchange.served_entity = answer.streamed.served_entity
         headers = ((b"x-request-id", exchange.id.encode()), *data_plane.served_by(exchange.served_entity))
-        events = EventStream(send, seconds=self._serves.body_seconds)
+        events = EventStream(send, self._transfers)
         try:
-            with Attended(receive):
+            with Attended(receive, self._patience):
                 await events.carry(answer, exchange, headers)
         except CancelledCallError:
             exchange.status = _GONE

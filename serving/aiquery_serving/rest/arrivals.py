@@ -13,6 +13,7 @@ from aiquery_serving.rest.json_text import parsed
 if TYPE_CHECKING:
     from aiquery_serving.access import Principal
     from aiquery_serving.messages import Json
+    from aiquery_serving.rest.deadlines import Deadlines
     from aiquery_serving.rest.messages import Exchange
 
 #: From this size on a body is parsed on a thread, so that others are answered meanwhile, in bytes.
@@ -28,10 +29,11 @@ class Arrival:
         receive: Gives the parts of the body, and says when the client goes away.
         headers: Names in lower case.
         who: Who sends it.
+        patience: Says when somebody begins to look whether the client is still there.
         exchange: What the log will say of it.
     """
 
-    __slots__ = ("_seconds", "exchange", "headers", "receive", "who")
+    __slots__ = ("_uploads", "exchange", "headers", "patience", "receive", "who")
 
     def __init__(
         self,
@@ -40,11 +42,12 @@ class Arrival:
         who: Principal,
         exchange: Exchange,
         *,
-        body_seconds: float,
+        uploads: Deadlines,
+        patience: Deadlines,
     ) -> None:
         self.receive, self.headers = receive, headers
         self.who, self.exchange = who, exchange
-        self._seconds = body_seconds
+        self._uploads, self.patience = uploads, patience
 
     async def body(self, cap: int) -> bytes:
         """Return the whole body, of at most `cap` bytes; once.
@@ -52,7 +55,7 @@ class Arrival:
         Raises:
             As `bodies.read`.
         """
-        body = await bodies.read(self.receive, self.headers, cap=cap, seconds=self._seconds)
+        body = await bodies.read(self.receive, self.headers, cap=cap, uploads=self._uploads)
         self.exchange.bytes_in = len(body)
         return body
 

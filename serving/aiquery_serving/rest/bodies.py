@@ -14,6 +14,7 @@ from aiquery_serving.errors import (
     PayloadTooLargeError,
     SlowRequestError,
 )
+from aiquery_serving.rest.deadlines import Deadlines, Within
 
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -25,14 +26,14 @@ CAP: Final = 4 * 1024 * 1024
 _GZIP = frozenset({b"gzip", b"x-gzip"})
 
 
-async def read(receive: Receive, headers: Mapping[bytes, bytes], *, cap: int, seconds: float) -> bytes:
+async def read(receive: Receive, headers: Mapping[bytes, bytes], *, cap: int, uploads: Deadlines) -> bytes:
     """Return a request's body, without its compression.
 
     Args:
         receive: Gives the parts of the body.
         headers: Names in lower case.
         cap: The most bytes, before and after uncompressing.
-        seconds: The longest time from now to the last part.
+        uploads: Says by when the last part has to be there.
 
     Raises:
         PayloadTooLargeError: The body is longer; as soon as that is known.
@@ -49,10 +50,10 @@ async def read(receive: Receive, headers: Mapping[bytes, bytes], *, cap: int, se
             "or as gzip."
         )
     try:
-        async with asyncio.timeout(seconds):
+        with Within(uploads):
             body = await _received(receive, cap)
     except TimeoutError:
-        raise SlowRequestError(f"The request body did not arrive within {seconds:g} s.") from None
+        raise SlowRequestError(f"The request body did not arrive within {uploads.seconds:g} s.") from None
     return await asyncio.to_thread(_gunzipped, body, cap) if encoding in _GZIP else body
 
 

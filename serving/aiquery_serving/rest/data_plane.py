@@ -74,7 +74,7 @@ async def answer(asked: Target, arrival: Arrival, serves: Serves) -> Answer:
     for observer in serves.observers:
         observer.asked(arrival.exchange)
     as_base64 = _prepare(serving.config.task, body)
-    with Attended(arrival.receive):
+    with Attended(arrival.receive, arrival.patience):
         if body.get("stream") is True and serving.config.task != EMBEDDINGS:
             streamed = await gateway.stream(
                 serving.name, body, served_entity=asked.served_entity, caller=arrival.who.name, patient=False

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aiquery_serving.rest.bodies import Receive
+    from aiquery_serving.rest.deadlines import Deadlines
 
-#: How long an answer takes before anybody looks, in seconds: most are there earlier, and looking costs.
+#: How long an answer takes before anybody looks, in seconds.
 UNWATCHED: Final = 0.05
 
 
@@ -21,28 +22,28 @@ class Attended:
 
     Args:
         receive: Says when the client goes away; the request has been read.
+        patience: Says when somebody begins to look: most answers are there earlier, and looking costs.
 
     Raises:
         CancelledCallError: The client went away; what the block awaited was cancelled.
     """
 
-    __slots__ = ("_gone", "_receive", "_task", "_timer", "_watch")
+    __slots__ = ("_gone", "_mark", "_patience", "_receive", "_task", "_watch")
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, receive: Receive, patience: Deadlines) -> None:
+        self._receive, self._patience = receive, patience
         self._gone = False
         self._watch: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(UNWATCHED, self._begin)
+        self._task = asyncio.current_task()
+        self._mark = self._patience.set(self._begin)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._timer.cancel()
+        self._patience.lift(self._mark)
         if self._watch is not None:
             self._watch.cancel()
         if self._gone and kind is asyncio.CancelledError and self._task is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import orjson
 
 from aiquery_serving.errors import AiQueryError, CancelledCallError
+from aiquery_serving.rest.deadlines import Deadlines, Within
 from aiquery_serving.rest.replies import bug_document, error_document
 
 if TYPE_CHECKING:
@@ -58,12 +58,12 @@ class EventStream:
 
     Args:
         send: Sends parts of the answer.
-        seconds: How long a client may take to make room for the next event.
+        transfers: Says by when a client has to make room for the next event.
     """
 
-    def __init__(self, send: Send, *, seconds: float) -> None:
+    def __init__(self, send: Send, transfers: Deadlines) -> None:
         self._send = send
-        self._seconds = seconds
+        self._transfers = transfers
         self.bytes_out = 0
 
     async def carry(self, answer: Begun, exchange: Exchange, headers: Headers) -> None:
@@ -98,10 +98,10 @@ class EventStream:
     async def _event(self, text: bytes, *, more: bool = True) -> None:
         self.bytes_out += len(text)
         try:
-            async with asyncio.timeout(self._seconds):
+            with Within(self._transfers):
                 await self._send({"type": "http.response.body", "body": text, "more_body": more})
         except TimeoutError:
-            raise CancelledCallError(f"The client took no event for {self._seconds:g} s.") from None
+            raise CancelledCallError(f"The client took no event for {self._transfers.seconds:g} s.") from None
 
 
 def event(document: Json) -> bytes:

@@ -63,7 +63,7 @@ def record(required: dict[str, Json], optional: dict[str, Json] | None = None, *
 
 
 def _asked(required: dict[str, Json], optional: dict[str, Json]) -> Json:
-    """Return the schema of a request to a model, where null is as good as nothing, and other members are the model's."""
+    """Return the schema of a request to a model: null is as good as nothing, other members are the model's."""
     nullable = {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in optional.items()}
     return record(required, nullable, open_to=True)
 

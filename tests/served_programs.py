@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -33,12 +33,17 @@ class Program:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.log: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.log.extend(process.stderr), daemon=True)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.first = process.stdout.readline()
         found = re.search(r"https?://\S+", self.first)
         assert found, "".join(self.log)
         self.url = found[0]
+
+    def _read(self) -> None:
+        # A worker that outlives its server for a moment keeps the pipe open until after it was closed here.
+        with suppress(ValueError):
+            self.log.extend(self.process.stderr)
 
     def workers(self) -> list[int]:
         """Return the processes that answer, where there are several."""

@@ -75,11 +75,16 @@ class _Waiting(QueueHandler):
 
 
 class _Text(logging.Formatter):
-    """Begins with the time in UTC."""
+    """Begins with the time in UTC; what else stands in a record, a model's own words for one, begins no line."""
 
     converter = staticmethod(time.gmtime)
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text, its further lines indented."""
+        first, *further = super().format(record).splitlines() or [""]
+        return "\n    ".join([first, *further])
 
 
 def _formatter(log_format: LogFormat) -> logging.Formatter:

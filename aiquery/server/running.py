@@ -53,13 +53,14 @@ class Server:
         self._traces = traces.Traces() if traces.wanted() else None
         metrics = Metrics(shared=settings.workers > 1)
         self._app = create_app(_serves(workspace, settings, metrics))
+        outer = self._app if self._traces is None else self._traces.around(self._app)
+        self._uvicorn = _Uvicorn(outer, settings, self._app, metrics)
+        workspace.control.registry.warm()
+        # What has to be given back comes last: nothing fails after it.
         self._listener = listener or listening.listen(settings)
         self.url = listening.url(settings, self._listener)
         watchers = [metrics.invoked] if self._traces is None else [metrics.invoked, self._traces.invoked]
         self._endings: list[Callable[[], None]] = [workspace.watch(watcher) for watcher in watchers]
-        outer = self._app if self._traces is None else self._traces.around(self._app)
-        self._uvicorn = _Uvicorn(outer, settings, self._app, metrics)
-        workspace.control.registry.warm()
         self._done = engine_thread.submit(self._uvicorn.serve(sockets=[self._listener]))
         self._done.add_done_callback(lambda _: self._uvicorn.up.set())
         self._uvicorn.up.wait()

@@ -170,6 +170,8 @@ class EndpointNotReadyError(AiQueryError):
     """The first deployment of the endpoint is still loading; `deployed` says that only this process's is."""
 
     deployed = False
+    #: The endpoint's id and creator: not everybody may know how it is.
+    belongs: tuple[str, str] | None = None
 
     error_code = "TEMPORARILY_UNAVAILABLE"
     http_status = 503
@@ -178,6 +180,9 @@ class EndpointNotReadyError(AiQueryError):
 
 class EndpointFailedError(AiQueryError):
     """The endpoint has no served entity that could be loaded."""
+
+    #: As `EndpointNotReadyError.belongs`.
+    belongs: tuple[str, str] | None = None
 
     error_code = "RESOURCE_DOES_NOT_EXIST"
     http_status = 404

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ from aiquery_serving.delivery import Call, Delivery, Meter
 from aiquery_serving.endpoint import Kind
 from aiquery_serving.errors import (
     AiQueryError,
+    EndpointFailedError,
+    EndpointNotReadyError,
     InvalidRequestError,
     ModelError,
 )
@@ -83,9 +85,13 @@ class Gateway:
             EndpointNotReadyError: Its first deployment is still loading.
             EndpointFailedError: Nothing of it could be loaded.
         """
-        serving = self._registry.serving(endpoint, wait=wait)
-        if caller is not None:
-            self._authorize(serving, caller)
+        if caller is None:
+            return self._registry.serving(endpoint, wait=wait)
+        try:
+            serving = self._registry.serving(endpoint, wait=wait)
+        except (EndpointFailedError, EndpointNotReadyError) as error:
+            self._tell(endpoint, caller, error)
+        self._authorize(serving, caller)
         return serving
 
     async def invoke(
@@ -328,9 +334,18 @@ class Gateway:
 
     def _planned(self, endpoint: str, caller: str) -> Plan:
         """Return how requests to an endpoint go now, for one who may send it any."""
-        plan = self._delivery.plan(endpoint)
+        try:
+            plan = self._delivery.plan(endpoint)
+        except (EndpointFailedError, EndpointNotReadyError) as error:
+            self._tell(endpoint, caller, error)
         self._authorize(plan.serving, caller)
         return plan
+
+    def _tell(self, endpoint: str, caller: str, error: EndpointFailedError | EndpointNotReadyError) -> NoReturn:
+        """Raise the error of an endpoint that does not run, for those who may query it."""
+        if self._access is not None and error.belongs is not None:
+            self._access.require(endpoint, *error.belongs, caller, CAN_QUERY)
+        raise error
 
     def _authorize(self, serving: Serving, caller: str) -> None:
         if self._access is not None:

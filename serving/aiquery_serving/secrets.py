@@ -50,6 +50,16 @@ def is_reference(text: str) -> bool:
     return _REFERENCE.search(text) is not None
 
 
+def references(text: str) -> list[str]:
+    """Return the references in a text, all in one spelling.
+
+    Examples:
+        >>> references("a {{ secrets/prod/openai }} b")
+        ['{{secrets/prod/openai}}']
+    """
+    return [f"{{{{secrets/{name}}}}}" for name in _REFERENCE.findall(text)]
+
+
 class Secrets:
     """The secrets of a workspace: no value is ever in a message, a repr or a file in clear.
 

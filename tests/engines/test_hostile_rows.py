@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import duckdb
 import mlflow
 import pytest
 from custom_models import logging_into
@@ -28,14 +27,6 @@ def workspace(tmp_path_factory):
             )
         opened.create_endpoint("grumpy", {"served_entities": [{"entity_name": "h.grumpy", "entity_version": "1"}]})
         yield opened
-
-
-@pytest.fixture
-def con(workspace):
-    connection = duckdb.connect()
-    aiquery.register(connection, workspace=workspace)
-    yield connection
-    connection.close()
 
 
 @pytest.mark.parametrize("kind", ["STRUCT<a: INT>", "MAP<STRING, INT>", "JSON", "VARIANT", "INT", "STRING"])

@@ -193,22 +193,6 @@ def test_a_ledger_that_finds_no_room_at_its_beginning_begins_later(small_disk):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A real file system with room for 300 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a file system can only be mounted by root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.fixture
 def most_bytes():
     """Set how large any file of this process may become; None for no end."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -4,7 +4,6 @@ import os
 import pwd
 import shutil
 import sqlite3
-import subprocess
 import tempfile
 import warnings
 from pathlib import Path
@@ -163,22 +162,6 @@ def test_a_full_disk_never_fails_an_invocation_nor_its_totals(folder, caplog):
     assert "is full" in caplog.text
     usage.close()
     store.close()
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A real file system with room for 300 kB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(place)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a file system can only be mounted by root")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill_with_secrets(secrets):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from engine_endpoints import external
+from engine_endpoints import create_external
 from providers import OpenAIServer
 from rest_server import serving
 
@@ -21,12 +21,7 @@ def workspace(provider, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
         monkeypatch.delenv(name, raising=False)
     with aiquery.Workspace(":memory:", user="ada@example.com") as opened:
-        for name, task, model in (
-            ("chat", "llm/v1/chat", "gpt-4o"),
-            ("completions", "llm/v1/completions", "gpt-3.5-turbo-instruct"),
-            ("embeddings", "llm/v1/embeddings", "text-embedding-3-small"),
-        ):
-            opened.create_endpoint(name, {"served_entities": [external(provider, task, model)]})
+        create_external(opened, provider)
         yield opened
 
 

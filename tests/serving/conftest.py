@@ -1,4 +1,4 @@
-"""One real MLflow registry for all tests of custom models: the first start costs seconds."""
+"""Providers on this machine, and one real MLflow registry for all tests: its first start costs seconds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ with warnings.catch_warnings():
 
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
+from providers import AnthropicServer, OpenAIServer
 
 from aiquery_serving.entities.pyfunc import PyfuncEntity, load_pyfunc
 from aiquery_serving.models import Models, default_uris
@@ -91,3 +92,15 @@ def serve(registry: Registry) -> Serve:
 @pytest.fixture(scope="session")
 def sign() -> Callable[..., ModelSignature]:
     return signature
+
+
+@pytest.fixture
+def openai() -> Iterator[OpenAIServer]:
+    with OpenAIServer() as server:
+        yield server
+
+
+@pytest.fixture
+def anthropic() -> Iterator[AnthropicServer]:
+    with AnthropicServer() as server:
+        yield server

@@ -49,19 +49,6 @@ from aiquery_serving.errors import (
 )
 from aiquery_serving.messages import CHAT, EMBEDDINGS, RequestEntity
 
-
-@pytest.fixture
-def openai():
-    with OpenAIServer() as server:
-        yield server
-
-
-@pytest.fixture
-def anthropic():
-    with AnthropicServer() as server:
-        yield server
-
-
 # What goes wrong
 
 

@@ -47,12 +47,6 @@ def server(request):
 
 
 @pytest.fixture
-def openai():
-    with OpenAIServer() as server:
-        yield server
-
-
-@pytest.fixture
 def claude():
     with AnthropicServer() as server:
         yield server

@@ -6,6 +6,7 @@ import decimal
 import json
 import logging
 import os
+import sys
 import threading
 
 import mlflow.pyfunc
@@ -541,6 +542,15 @@ def test_a_model_that_raises_says_why_and_the_next_batch_works(serve, sign):
     with pytest.raises(ModelError, match="ZeroDivisionError: the model's own words"):
         entity.predict(pa.record_batch({"a": [-1.0]}))
     assert entity.predict(THREE).to_pylist() == [1.0, 2.0, 3.0]
+
+
+def test_a_model_that_exits_ends_its_own_call_alone(serve, sign):
+    """On an event loop SystemExit would end the loop."""
+    entity = serve(Answering(lambda _: sys.exit(3)), signature=sign({"a": "double"}, ["double"]))
+    with pytest.raises(ModelError, match="SystemExit: 3"):
+        entity.predict(pa.record_batch({"a": [1.0]}))
+    with pytest.raises(ModelError, match="SystemExit: 3"):
+        entity.query({"dataframe_records": [{"a": 1.0}]})
 
 
 def test_a_batch_without_rows_does_not_reach_the_model(says):

@@ -12,7 +12,6 @@ import pytest
 
 from aiquery_serving.clock import SystemClock
 from aiquery_serving.errors import (
-    CancelledCallError,
     ConfigurationError,
     EndpointExistsError,
     EndpointFailedError,
@@ -254,13 +253,6 @@ def test_a_caller_may_wait_for_a_first_deployment(world, registry):
     registry.create({"name": "e", "config": custom()}, creator=ME)
     threading.Timer(0.05, gate.set).start()
     assert registry.serving("e", wait=10).name == "e"
-
-
-def test_a_waiting_caller_may_give_up(world, registry):
-    world.load.hold_back("1")
-    registry.create({"name": "e", "config": custom()}, creator=ME)
-    with pytest.raises(CancelledCallError, match="before endpoint 'e' had loaded"):
-        registry.serving("e", wait=10, cancelled=lambda: True)
 
 
 def test_an_update_serves_the_old_config_until_the_new_one_has_loaded(world, registry):

@@ -3,25 +3,20 @@
 import asyncio
 import gzip
 import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 
 import orjson
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from external_models import HELLO, REFERENCE, ask, custom_model, openai_model, resolve, text_of
 from loopback import LoopbackServer, Reply
 from providers import (
     OpenAIServer,
     slow,
 )
+from sign_in_servers import key_pair
 from wreq import exceptions
 
 from aiquery_serving.entities.external import HttpTransport, load_external
-from aiquery_serving.entities.external.transport import _FOREIGN
+from aiquery_serving.entities.external.foreign import FOREIGN
 from aiquery_serving.errors import (
     ConfigurationError,
     ProviderResponseError,
@@ -183,27 +178,11 @@ def test_a_file_of_authorities_that_is_none_is_named(tmp_path, monkeypatch):
 
 def self_signed(folder):
     """Write a key and a certificate of its own for 127.0.0.1 into one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    plain = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path = folder / "loopback.pem"
-    path.write_bytes(key.private_bytes(*plain) + certificate.public_bytes(serialization.Encoding.PEM))
+    path.write_bytes(b"".join(key_pair()))
     return path
 
 
 def test_every_exception_of_the_client_is_translated():
-    ours = {kind.__name__ for kind in _FOREIGN}
+    ours = {kind.__name__ for kind in FOREIGN}
     assert set(exceptions.__all__) - ours == {"WebSocketError"}

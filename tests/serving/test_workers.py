@@ -267,6 +267,22 @@ def test_variables_are_set_in_the_models_process_only_and_nobody_prints_them(odd
         assert "sesame" not in repr(model._replicas[0]._program)
 
 
+def test_answers_do_not_wait_for_who_takes_the_models_lines(odd_path):
+    """Logged lines come through the pipe that answers come through."""
+    may_take, heard = threading.Event(), []
+
+    def slow(_level, line):
+        may_take.wait(20)
+        heard.append(line)
+
+    with served(odd_path, on_line=slow) as model:
+        assert answers(model, "say:hello", "a") == ["SAY", "A"]
+        assert answers(model, "a") == ["A"]
+        assert heard == []
+        may_take.set()
+        until(lambda: "logged hello\nin two lines" in heard)
+
+
 def test_what_the_model_prints_and_logs_is_heard_with_its_level(odd_path):
     heard = []
     with served(odd_path, on_line=lambda level, line: heard.append((level, line))) as model:

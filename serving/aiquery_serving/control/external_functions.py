@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlencode, urlsplit
 
 import orjson
+from wreq import Method
 
 from aiquery_serving.access import Access, Principal
 from aiquery_serving.connections import Connections, HttpConnection
-from aiquery_serving.control.outgoing import METHODS, Outcome, Outgoing
+from aiquery_serving.entities.external import Answer, HttpTransport
 from aiquery_serving.entities.external.addresses import checked
 from aiquery_serving.entities.external.entity import PrivateHeaders
 from aiquery_serving.entities.external.failures import read_complaint
@@ -28,6 +29,19 @@ from aiquery_serving.messages import Json
 if TYPE_CHECKING:
     from aiquery_serving.secrets import Secrets
 
+#: The methods of contract B.1, row 22.
+_METHODS: Final = {
+    "DELETE": Method.DELETE,
+    "GET": Method.GET,
+    "PATCH": Method.PATCH,
+    "POST": Method.POST,
+    "PUT": Method.PUT,
+}
+#: How long a service may take: the Databricks SDK sends again after 60 s.
+TOTAL_SECONDS: Final = 55.0
+MAX_ANSWER_BYTES: Final = 16 * 2**20
+#: Names the session of a client of the Model Context Protocol.
+_SESSION_HEADER: Final = "mcp-session-id"
 _BAD, _SERVER = 400, 500
 _SUB_DOMAIN: Final = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 #: What the client library writes itself.
@@ -55,7 +69,7 @@ class ExternalFunctions:
         self._connections = connections
         self._access = access
         self._secrets = secrets
-        self._outgoing = Outgoing()
+        self._transport = HttpTransport(total_seconds=TOTAL_SECONDS, max_answer_bytes=MAX_ANSWER_BYTES)
 
     def create(
         self,
@@ -113,8 +127,8 @@ class ExternalFunctions:
         """
         connection = self._required(who, _text(body, "connection_name"))
         method = _text(body, "method").upper()
-        if method not in METHODS:
-            raise InvalidRequestError(f"'method' must be one of {', '.join(METHODS)}.")
+        if method not in _METHODS:
+            raise InvalidRequestError(f"'method' must be one of {', '.join(_METHODS)}.")
         content = body.get("json")
         return Prepared(
             connection.name,
@@ -131,14 +145,16 @@ class ExternalFunctions:
             ConfigurationError: The URL leads to a link-local address, or a header cannot be sent.
             ProviderError: The service did not answer, or answered with an error.
         """
-        outcome = await self._outgoing.send(request.method, request.url, headers=request.headers, body=request.body)
-        if outcome.status >= _BAD:
-            raise _refusal(request, outcome)
-        return ExternalAnswer(outcome.body, outcome.session)
+        answer = await self._transport.send(
+            _METHODS[request.method], request.url, headers=request.headers, body=request.body
+        )
+        if answer.status >= _BAD:
+            raise _refusal(request, answer)
+        return ExternalAnswer(answer.body, answer.headers.get(_SESSION_HEADER))
 
     async def close(self) -> None:
         """Hang up."""
-        await self._outgoing.close()
+        await self._transport.close()
 
     def _headers(self, connection: HttpConnection, given: Mapping[str, str], *, has_body: bool) -> PrivateHeaders:
         public = {"content-type": "application/json"} if has_body else {}
@@ -213,10 +229,10 @@ def _query(params: Mapping[str, str]) -> str:
     return f"?{urlencode(params)}" if params else ""
 
 
-def _refusal(request: Prepared, outcome: Outcome) -> ProviderError:
-    kind = ProviderError if outcome.status >= _SERVER else ProviderRequestError
-    message = read_complaint(outcome.body, scrub=request.headers.scrub).message or "no reason given"
-    return kind(f"Connection '{request.connection}' answered {outcome.status}: {message}")
+def _refusal(request: Prepared, answer: Answer) -> ProviderError:
+    kind = ProviderError if answer.status >= _SERVER else ProviderRequestError
+    message = read_complaint(answer.body, scrub=request.headers.scrub).message or "no reason given"
+    return kind(f"Connection '{request.connection}' answered {answer.status}: {message}")
 
 
 def connection_output(connection: HttpConnection) -> Json:

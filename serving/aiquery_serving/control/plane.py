@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiquery_serving.access import CAN_MANAGE, CAN_VIEW, SERVICE_PRINCIPAL, Access, Grant, Principal
 from aiquery_serving.control.interfaces import Interface, Interfaces
+from aiquery_serving.control.named_secrets import check_secrets
 from aiquery_serving.control.permissions import LEVELS, permissions_output
 from aiquery_serving.endpoint import EndpointRecord
 from aiquery_serving.errors import ConfigurationError, EndpointNotFoundError
@@ -31,7 +32,8 @@ class ControlPlane:
 
     Every operation takes who asks first, and raises PermissionDeniedError when they may not: to see an endpoint
     takes CAN_VIEW, to change anything about it CAN_MANAGE, and anybody who is known may create one, and then
-    manages it. Besides, all of them raise WorkspaceError when the workspace cannot be read or written.
+    manages it. Secrets of the workspace are named by admins alone. Besides, all of them raise WorkspaceError when the
+    workspace cannot be read or written.
 
     Attributes:
         registry: The endpoints.
@@ -56,6 +58,7 @@ class ControlPlane:
             ConfigurationError: The declaration breaks a rule, or names an unknown model.
             EndpointExistsError: The name is taken.
         """
+        check_secrets(who, body)
         return self._shown(who, self.registry.create(body, creator=who.name))
 
     def create_pt(self, who: Principal, body: Body) -> Json:
@@ -65,6 +68,7 @@ class ControlPlane:
             ConfigurationError: The declaration breaks a rule, or names an unknown model.
             EndpointExistsError: The name is taken.
         """
+        check_secrets(who, body)
         return self._shown(who, self.registry.create(body, creator=who.name, provisioned=True))
 
     def get(self, who: Principal, name: str) -> Json:
@@ -107,7 +111,7 @@ class ControlPlane:
             EndpointNotFoundError: There is no endpoint of that name.
             UpdateConflictError: Another update is in progress.
         """
-        self.require(who, name, CAN_MANAGE)
+        check_secrets(who, body, self.require(who, name, CAN_MANAGE))
         return self._shown(who, self.registry.update_config(name, body))
 
     def update_pt_config(self, who: Principal, name: str, body: Body) -> Json:
@@ -118,7 +122,7 @@ class ControlPlane:
             EndpointNotFoundError: There is no endpoint of that name.
             UpdateConflictError: Another update is in progress.
         """
-        self.require(who, name, CAN_MANAGE)
+        check_secrets(who, body, self.require(who, name, CAN_MANAGE))
         return self._shown(who, self.registry.update_config(name, body, provisioned=True))
 
     def update_rate_limits(self, who: Principal, name: str, body: Body) -> Json:

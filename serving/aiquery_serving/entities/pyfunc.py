@@ -64,7 +64,7 @@ class PyfuncEntity:
             output = self._scorer.score(rows, params)
         except AiQueryError:
             raise
-        except Exception as error:  # noqa: BLE001 a model may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 a model may raise anything
             self._translate(error)
         return answers(output, rows.num_rows, self.output_type)
 
@@ -79,7 +79,7 @@ class PyfuncEntity:
         asked = parse(payload, self._model.metadata)
         try:
             output = untraced(self._model)(asked.data, params=asked.params)
-        except Exception as error:  # noqa: BLE001 a model may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 a model may raise anything
             self._translate(error, _failed_on(asked))
         return response(output, is_unified=asked.is_unified)
 
@@ -100,10 +100,10 @@ class PyfuncEntity:
         try:
             for piece in self._stream(asked.data, params=asked.params):
                 yield response(piece, is_unified=True)
-        except Exception as error:  # noqa: BLE001 a model may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 a model may raise anything
             self._translate(error, _failed_on(asked))
 
-    def _translate(self, error: Exception, prefix: str = "") -> NoReturn:
+    def _translate(self, error: BaseException, prefix: str = "") -> NoReturn:
         if _is_misfit(error):
             raise InvalidRequestError(f"{prefix}{error}") from error
         raise ModelError(
@@ -126,7 +126,7 @@ def load_pyfunc(path: Path, *, name: str, environment: Mapping[str, str]) -> Pyf
         try:
             with _environment(environment):
                 return PyfuncEntity(name, _load(path))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"Model {name!r} could not be loaded: {_reason(error)}") from error
 
 
@@ -160,7 +160,7 @@ def _failed_on(asked: ScoringInput) -> str:
     return f"Failed to predict data '{asked.data}'. \nError: "
 
 
-def _is_misfit(error: Exception) -> bool:
+def _is_misfit(error: BaseException) -> bool:
     from mlflow.exceptions import MlflowException
 
     if not isinstance(error, MlflowException):
@@ -168,5 +168,5 @@ def _is_misfit(error: Exception) -> bool:
     return error.error_code == "INVALID_PARAMETER_VALUE" or any(text in error.message for text in _MISFITS)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

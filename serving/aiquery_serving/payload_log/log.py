@@ -153,6 +153,15 @@ class PayloadLog:
                 self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._write_for_a_while()
+        finally:
+            # First the name, then the look: whoever records in between starts a new thread.
+            self._thread = None
+        if self._pending and not self._stop:
+            self._start()
+
+    def _write_for_a_while(self) -> None:
         idle = 0
         while idle < IDLE_ROUNDS and not self._stop:
             self._wake.wait(FLUSH_SECONDS)
@@ -160,10 +169,6 @@ class PayloadLog:
             idle = 0 if self._pending else idle + 1
             if self._pending:
                 self.flush()
-        # First the name, then the look: whoever records in between starts a new thread.
-        self._thread = None
-        if self._pending and not self._stop:
-            self._start()
 
 
 def _take(pending: deque[PayloadRow]) -> list[PayloadRow]:

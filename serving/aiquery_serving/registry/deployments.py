@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, Kind, RateLimit
 from aiquery_serving.errors import (
     AiQueryError,
-    CancelledCallError,
     EndpointFailedError,
     EndpointNotReadyError,
 )
@@ -104,11 +103,11 @@ class Deployments:
         self._look_at = 0.0
         self._closed = False
 
-    def serving(self, name: str, wait: float, cancelled: Callable[[], bool] | None) -> Serving:
+    def serving(self, name: str, wait: float) -> Serving:
         """Return what the endpoint's requests run on now; see `Registry.serving`."""
         if self._clock.now() >= self._look_at:
             self._look()
-        return self._ready.get(name) or self._first(name, wait, cancelled)
+        return self._ready.get(name) or self._first(name, wait)
 
     def deploy(self, record: EndpointRecord, config: EndpointConfig, owner: Owner) -> None:
         """Load a pending config and swap it in, at once or on a thread of its own.
@@ -245,7 +244,7 @@ class Deployments:
         finally:
             self.changed.release()
 
-    def _first(self, name: str, wait: float, cancelled: Callable[[], bool] | None) -> Serving:
+    def _first(self, name: str, wait: float) -> Serving:
         until = self._clock.now() + wait
         with self.changed:
             while True:
@@ -254,12 +253,18 @@ class Deployments:
                 except EndpointNotReadyError:
                     if self._clock.now() >= until:
                         raise
-                if cancelled and cancelled():
-                    raise CancelledCallError(f"The caller stopped waiting before endpoint '{name}' had loaded.")
                 self.changed.wait(min(NAP_SECONDS, max(until - self._clock.now(), 0)))
 
     def _attempt(self, name: str) -> Serving:
         stored = self._documents.get(name)
+        record = stored.record
+        try:
+            return self._loaded(name, stored)
+        except (EndpointFailedError, EndpointNotReadyError) as error:
+            error.belongs = record.id, record.creator
+            raise
+
+    def _loaded(self, name: str, stored: Stored) -> Serving:
         record = stored.record
         if not record.ready or record.config is None:
             raise _not_serving(record)
@@ -362,7 +367,7 @@ def _tell_of_update(record: EndpointRecord, outcome: _Entities | LoadFailure) ->
     addresses = (record.email_notifications or {}).get("on_update_failure" if failed else "on_update_success")
     if addresses:
         how = "failed" if failed else "succeeded"
-        _log.info("Endpoint '%s': the update %s. No mail is sent to %s.", record.name, how, ", ".join(addresses))
+        _log.info("Endpoint '%s': the update %s. No mail is sent to %s.", record.name, how, addresses)
 
 
 def _loading(name: str) -> EndpointNotReadyError:

@@ -261,13 +261,7 @@ class Registry:
             self._deployments.catch_up()
         return {}
 
-    def serving(
-        self,
-        name: str,
-        *,
-        wait: float | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> Serving:
+    def serving(self, name: str, *, wait: float | None = None) -> Serving:
         """Return what the endpoint's requests run on now.
 
         Costs next to nothing once the endpoint has loaded in this process; the changes of other
@@ -277,16 +271,14 @@ class Registry:
             name: The endpoint.
             wait: Seconds to wait for a first deployment; it blocks the thread, so an event loop
                 asks without it. None does not wait.
-            cancelled: Asked while waiting; True gives up.
 
         Raises:
             EndpointNotFoundError: There is none of that name.
             EndpointNotReadyError: Its first deployment is still loading.
             EndpointFailedError: It has nothing that could be loaded; the message says why.
-            CancelledCallError: `cancelled` said so.
             WorkspaceError: The workspace cannot be read.
         """
-        return self._deployments.serving(name, wait or 0.0, cancelled)
+        return self._deployments.serving(name, wait or 0.0)
 
     def warm(self) -> None:
         """Begin to load every endpoint that is in service, before anybody asks for it.

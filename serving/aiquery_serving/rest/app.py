@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from aiquery_serving.errors import AiQueryError, CancelledCallError
 from aiquery_serving.rest import data_plane
 from aiquery_serving.rest.arrivals import Arrival
-from aiquery_serving.rest.bodies import CAP, Message, Receive
+from aiquery_serving.rest.bodies import CAP, Receive
 from aiquery_serving.rest.callers import caller
 from aiquery_serving.rest.deadlines import Deadlines
 from aiquery_serving.rest.departures import UNWATCHED, Attended
 from aiquery_serving.rest.discovery import discovered
-from aiquery_serving.rest.events import Begun, EventStream, Send
-from aiquery_serving.rest.messages import Exchange, Reply, Request
+from aiquery_serving.rest.events import Begun, EventStream
+from aiquery_serving.rest.messages import Exchange, Reply, Request, Send
 from aiquery_serving.rest.replies import bug_document, error_reply, no_route, wrong_method
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class App:
 
         exchange = arrival.exchange
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in arrival.headers.items()}
-        query = scope.get("query_string", b"").decode("latin-1")
-        request = Request(exchange.method, path, query, headers, await arrival.body(CAP), exchange.id, scope["scheme"])
+        request = Request(exchange.method, path, headers, await arrival.body(CAP), scope["scheme"])
         reply = await control_routes.handle(request, arrival.who, self._serves)
         return no_route(exchange.method, path) if reply is None else reply
 
@@ -159,15 +158,7 @@ class App:
 
 async def _send_reply(reply: Reply, exchange: Exchange, send: Send) -> None:
     exchange.status, exchange.bytes_out = reply.status, len(reply.body)
-    headers = [
-        (b"content-type", reply.media_type.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
-        (b"x-request-id", exchange.id.encode()),
-        *reply.headers,
-    ]
-    start: Message = {"type": "http.response.start", "status": reply.status, "headers": headers}
-    await send(start)
-    await send({"type": "http.response.body", "body": reply.body})
+    await reply.send(send, (b"x-request-id", exchange.id.encode()))
 
 
 def create_app(serves: Serves) -> App:

@@ -11,7 +11,6 @@ body, can be endless, and the parser keeps it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import httptools
@@ -180,12 +179,8 @@ class Connection(HttpToolsProtocol):
 
 
 def _lines(reply: Reply) -> list[bytes]:
-    headers: Mapping[bytes, bytes] = {
-        b"content-type": reply.media_type.encode(),
-        b"content-length": str(len(reply.body)).encode(),
-        **dict(reply.headers),
-        b"connection": b"close",
-    }
+    # Some refusals say themselves that the connection ends.
+    headers = dict(reply.head((b"connection", b"close")))
     return [b"%b: %b\r\n" % header for header in headers.items()]
 
 
@@ -201,12 +196,4 @@ def _large_head() -> Reply:
 
 async def _busy(_scope: Any, _receive: Any, send: Any) -> None:
     error = OverloadedError("The server has as many connections as it serves at once: try again soon.")
-    reply = error_reply(error)
-    headers = [
-        (b"content-type", reply.media_type.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
-        (b"connection", b"close"),
-        *reply.headers,
-    ]
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    await error_reply(error).send(send, (b"connection", b"close"))

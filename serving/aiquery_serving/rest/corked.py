@@ -65,4 +65,6 @@ class Corked(asyncio.Transport):
     def _flush(self) -> None:
         if self._waiting:
             waiting, self._waiting = self._waiting, []
-            self._transport.write(b"".join(waiting))
+            # Who hung up meanwhile gets nothing any more; uvloop would raise.
+            if not self._transport.is_closing():
+                self._transport.write(b"".join(waiting))

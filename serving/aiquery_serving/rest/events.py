@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -14,11 +13,8 @@ from aiquery_serving.rest.replies import bug_document, error_document
 
 if TYPE_CHECKING:
     from aiquery_serving.messages import Json
-    from aiquery_serving.rest.bodies import Message
-    from aiquery_serving.rest.messages import Exchange, Headers
+    from aiquery_serving.rest.messages import Exchange, Headers, Send
     from aiquery_serving.streaming import Streamed
-
-Send: TypeAlias = Callable[["Message"], Awaitable[None]]
 
 _logger = logging.getLogger("aiquery.rest")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeAlias
 
@@ -13,6 +13,8 @@ from aiquery_serving.rest.json_text import parsed
 
 #: Headers as ASGI wants them: names in lower case.
 Headers: TypeAlias = tuple[tuple[bytes, bytes], ...]
+#: Sends a message of ASGI's.
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +24,15 @@ class Request:
     Attributes:
         method: In upper case.
         path: Without the query, percent-decoded.
-        query: What stands after `?`, as it was sent.
         headers: Names in lower case; of a repeated header the last.
         body: As it was before the client compressed it.
-        id: What the answer's `x-request-id` and the log call it.
         scheme: `http` or `https`.
     """
 
     method: str
     path: str
-    query: str
     headers: Mapping[str, str]
     body: bytes
-    id: str
     scheme: str = "http"
 
     def json(self) -> Json:
@@ -59,6 +57,16 @@ class Reply:
     def json(cls, document: Any, status: int = 200, headers: Headers = ()) -> Self:
         """Return a JSON answer. Numbers that JSON lacks (NaN, infinity) become null."""
         return cls(status, orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), "application/json", headers)
+
+    def head(self, *more: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """Return all its headers, and more."""
+        length = str(len(self.body)).encode()
+        return [(b"content-type", self.media_type.encode()), (b"content-length", length), *self.headers, *more]
+
+    async def send(self, send: Send, *more: tuple[bytes, bytes]) -> None:
+        """Send it as ASGI wants it, with more headers."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.head(*more)})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 @dataclass(slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from socket import inet_aton
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ _METADATA_ADDRESSES = frozenset(
         "fd00:ec2::254",  # Amazon, over IPv6
     )
 )
+_NAT64 = ip_network("64:ff9b::/96")
 
 
 def checked(url: str) -> str:
@@ -81,12 +82,18 @@ def is_loopback(host: str) -> bool:
 def _address(host: str) -> Address | None:
     with suppress(ValueError):
         address = ip_address(host.strip("[]").split("%")[0])
-        # ::ffff:169.254.169.254 reaches the same machine as its IPv4 spelling.
-        return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+        return _reached(address) if isinstance(address, IPv6Address) else address
     with suppress(OSError):
         # The spellings that resolvers take as well: 2852039166, 0xA9FEA9FE, 169.254.43518.
         return IPv4Address(inet_aton(host.rstrip(".")))
     return None
+
+
+def _reached(address: IPv6Address) -> Address:
+    """Return the IPv4 address that an IPv6 one is another spelling of, or leads to through a gateway."""
+    if address in _NAT64:
+        return IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or address
 
 
 def _is_forbidden(address: Address | None) -> bool:

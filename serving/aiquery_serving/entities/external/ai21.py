@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from aiquery_serving.entities.external import chat_requests as chat
-from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
-from aiquery_serving.entities.external.openai import JSON_HEADERS, OpenAIDialect, required
+from aiquery_serving.entities.external.declared import bearer, require_task, secret
+from aiquery_serving.entities.external.entity import ExternalEntity
+from aiquery_serving.entities.external.openai import OpenAIDialect
 from aiquery_serving.entities.external.openai_stream import OpenAIReader
-from aiquery_serving.errors import ConfigurationError, InvalidRequestError
+from aiquery_serving.errors import InvalidRequestError
 from aiquery_serving.messages import CHAT, Json, Usage
 
 if TYPE_CHECKING:
@@ -36,15 +37,13 @@ def load_ai21(model: ExternalModel, *, resolve: Callable[[str], str], transport:
     Raises:
         ConfigurationError: Another task than chat, or no key.
     """
-    if model.task != CHAT:
-        raise ConfigurationError(f"External model '{model.name}' has the task '{model.task}'; ai21labs offers {CHAT}.")
+    require_task(model, [CHAT], by="ai21labs")
     base = str(model.config.get("ai21labs_api_base") or DEFAULT_BASE).rstrip("/")
-    reference = required(model.config, "ai21labs_api_key", of="ai21labs_config")
     return ExternalEntity(
         task=model.task,
         url=f"{base}/chat/completions",
         dialect=AI21Dialect(model.provider, model.name, model.task),
-        headers=lambda: PrivateHeaders(public=JSON_HEADERS, secret={"authorization": f"Bearer {resolve(reference)}"}),
+        headers=bearer(secret(model.config, "ai21labs_api_key", of="ai21labs_config"), resolve),
         transport=transport,
     )
 

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aiquery_serving.entities.external import chat_requests as chat
+from aiquery_serving.entities.external import rest_answers as rest
 from aiquery_serving.entities.external.anthropic_answers import ANSWER_TOOL, finish_of, message_of, usage_of
 from aiquery_serving.entities.external.anthropic_messages import dialogue
 from aiquery_serving.entities.external.anthropic_stream import AnthropicReader
+from aiquery_serving.entities.external.declared import JSON_HEADERS, require_task, secret
 from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
 from aiquery_serving.entities.external.limit_hints import anthropic_hint
-from aiquery_serving.entities.external.openai import JSON_HEADERS, required, unwrapped
-from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ProviderResponseError
+from aiquery_serving.entities.external.openai import unwrapped
+from aiquery_serving.errors import ProviderResponseError
 from aiquery_serving.messages import CHAT, Json, LimitHint, Usage
 
 if TYPE_CHECKING:
@@ -50,10 +53,9 @@ def load_anthropic(
     Raises:
         ConfigurationError: Another task than chat, or no key.
     """
-    if model.task != CHAT:
-        raise ConfigurationError(f"External model '{model.name}' has the task '{model.task}'; anthropic offers {CHAT}.")
+    require_task(model, [CHAT], by="anthropic")
     base = str(model.config.get("anthropic_api_base") or DEFAULT_BASE).rstrip("/")
-    reference = required(model.config, "anthropic_api_key", of="anthropic_config")
+    reference = secret(model.config, "anthropic_api_key", of="anthropic_config")
     return ExternalEntity(
         task=model.task,
         url=f"{base.removesuffix('/v1')}/v1/messages",
@@ -84,9 +86,11 @@ class AnthropicDialect:
             InvalidRequestError: Something that the provider has no word for.
         """
         asked = unwrapped(body)
-        self._refuse_unknown(asked)
+        chat.refuse(asked, _UNKNOWN, who=self.who)
+        chat.refuse_several(asked, who=self.who)
         system, messages = dialogue(asked.pop("messages", None) or [])
-        sent = {"model": self.model, "messages": messages, "max_tokens": _bound(asked)}
+        bound = chat.take_bound(asked)
+        sent = {"model": self.model, "messages": messages, "max_tokens": DEFAULT_MAX_TOKENS if bound is None else bound}
         if system:
             sent["system"] = system
         form = asked.pop("response_format", None)
@@ -109,18 +113,9 @@ class AnthropicDialect:
         finish = finish_of(reason)
         if finish == "tool_calls" and "tool_calls" not in message:
             finish = "stop"
-        return {
-            "id": answer.get("id", ""),
-            "object": "chat.completion",
-            "created": int(now),
-            "model": answer.get("model", self.model),
-            "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {
-                "prompt_tokens": usage.prompt_tokens,
-                "completion_tokens": usage.completion_tokens,
-                "total_tokens": usage.total_tokens,
-            },
-        }, usage
+        choice = {"index": 0, "message": message, "finish_reason": finish}
+        answer_id, model = str(answer.get("id", "")), str(answer.get("model", self.model))
+        return rest.completion(answer_id, model, [choice], usage, now=now), usage
 
     def reader(self, body: Mapping[str, Any], now: float) -> AnthropicReader:
         """Return what reads the streamed answer to `body`; `now` in seconds since 1970."""
@@ -131,13 +126,6 @@ class AnthropicDialect:
         """Return what the headers teach about limits."""
         return anthropic_hint(headers, now)
 
-    def _refuse_unknown(self, asked: Json) -> None:
-        for name in _UNKNOWN:
-            if asked.pop(name, None):
-                raise InvalidRequestError(f"{self.who} has no parameter '{name}': leave it out.")
-        if (asked.pop("n", None) or 1) != 1:
-            raise InvalidRequestError(f"{self.who} gives one answer a request: leave 'n' at 1.")
-
     def _drop_implicit_temperature(self, sent: Json) -> None:
         # As with OpenAI's reasoning models (contract A.2): another value is somebody's wish, and
         # the provider's own error tells them.
@@ -145,10 +133,10 @@ class AnthropicDialect:
             del sent["temperature"]
 
     def _uses_schema_tool(self, form: Any) -> bool:
-        return _schema(form) is not None and _NO_SCHEMAS.search(self.model) is not None
+        return chat.schema_of(form) is not None and _NO_SCHEMAS.search(self.model) is not None
 
     def _ask_for_form(self, sent: Json, form: Any) -> None:
-        schema = _schema(form)
+        schema = chat.schema_of(form)
         if self._uses_schema_tool(form):
             tool = {"name": ANSWER_TOOL, "description": "Give the answer.", "input_schema": schema}
             sent["tools"] = [*sent.get("tools", []), tool]
@@ -156,13 +144,8 @@ class AnthropicDialect:
         elif schema is not None:
             wanted = {"type": "json_schema", "schema": schema}
             sent["output_config"] = {**sent.get("output_config", {}), "format": wanted}
-        elif isinstance(form, dict) and form.get("type") == "json_object":
+        elif chat.wants_json(form):
             sent["system"] = "\n\n".join(filter(None, [sent.get("system"), _JSON_ONLY]))
-
-
-def _bound(asked: Json) -> int:
-    chosen = asked.pop("max_tokens", None), asked.pop("max_completion_tokens", None)
-    return next((bound for bound in chosen if bound is not None), DEFAULT_MAX_TOKENS)
 
 
 def _renamed(asked: Json) -> Json:
@@ -170,24 +153,21 @@ def _renamed(asked: Json) -> Json:
     sent = {name: value for name, value in asked.items() if value is not None}
     sent.pop("model", None)
     if (stop := sent.pop("stop", None)) is not None:
-        sent["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+        sent["stop_sequences"] = chat.stop_words(stop)
     if (user := sent.pop("user", None)) is not None:
         sent["metadata"] = {"user_id": user}
     if effort := _EFFORT.get(sent.pop("reasoning_effort", "")):
         sent["output_config"] = {**sent.get("output_config", {}), "effort": effort}
-    if tools := sent.pop("tools", None):
-        sent["tools"] = [_tool(tool) for tool in tools]
+    if tools := chat.functions(sent.pop("tools", None)):
+        sent["tools"] = [_tool(function) for function in tools]
     choice = _tool_choice(sent.pop("tool_choice", None), sent.pop("parallel_tool_calls", None))
     return {**sent, "tool_choice": choice} if choice and tools else sent
 
 
-def _tool(tool: Json) -> Json:
-    function = tool.get("function")
-    if not isinstance(function, dict):
-        raise InvalidRequestError("Every entry of 'tools' needs a 'function' with a name.")
-    schema = function.get("parameters") or {"type": "object", "properties": {}}
-    named = {name: function[name] for name in ("description", "strict") if name in function}
-    return {"name": function.get("name"), "input_schema": schema, **named}
+def _tool(function: Json) -> Json:
+    schema: Json = function.get("parameters") or {"type": "object", "properties": {}}
+    named: Json = {name: function[name] for name in ("name", "description", "strict") if name in function}
+    return {**named, "input_schema": schema}
 
 
 def _tool_choice(choice: Any, parallel: Any) -> Json | None:
@@ -205,11 +185,3 @@ def _tool_choice(choice: Any, parallel: Any) -> Json | None:
         case _:
             return None
     return {**found, "disable_parallel_tool_use": True} if parallel is False else found
-
-
-def _schema(form: Any) -> Json | None:
-    match form:
-        case {"type": "json_schema", "json_schema": {"schema": dict(schema)}}:
-            return schema
-        case _:
-            return None

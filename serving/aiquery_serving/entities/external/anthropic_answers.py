@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from aiquery_serving.entities.external import rest_answers as rest
 from aiquery_serving.messages import Json, Usage
 
 #: The tool that a model must call whose schemas are not enforced: what it is called with is the answer.
@@ -44,11 +45,7 @@ def message_of(blocks: list[Any], *, schema_tool: bool) -> Json:
         return {"role": "assistant", "content": orjson.dumps(answers[0].get("input")).decode()}
     message: Json = {"role": "assistant", "content": "".join(texts) if texts or not uses else None}
     if uses:
-        message["tool_calls"] = [_tool_call(use) for use in uses]
+        message["tool_calls"] = [
+            rest.tool_call(str(use.get("id")), str(use.get("name")), use.get("input", {})) for use in uses
+        ]
     return message
-
-
-def _tool_call(use: Json) -> Json:
-    arguments = orjson.dumps(use.get("input", {})).decode()
-    function = {"name": use.get("name"), "arguments": arguments}
-    return {"id": use.get("id"), "type": "function", "function": function}

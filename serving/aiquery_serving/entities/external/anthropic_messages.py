@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
-
+from aiquery_serving.entities.external import chat_requests as chat
 from aiquery_serving.errors import InvalidRequestError
 from aiquery_serving.messages import Json
 
-_DATA_URL = re.compile(r"data:(?P<media>[\w.+-]+/[\w.+-]+);base64,(?P<data>.+)", re.DOTALL)
 _SYSTEM = frozenset({"system", "developer"})
 
 
@@ -27,7 +24,7 @@ def dialogue(messages: Sequence[Json]) -> tuple[str, list[Json]]:
         >>> dialogue([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}])
         ('Be brief.', [{'role': 'user', 'content': 'Hi'}])
     """
-    system = [_text(turn.get("content")) for turn in messages if turn.get("role") in _SYSTEM]
+    system = [chat.text_of(turn.get("content")) for turn in messages if turn.get("role") in _SYSTEM]
     turns: list[Json] = []
     for message in messages:
         if message.get("role") not in _SYSTEM:
@@ -53,7 +50,7 @@ def _append_result(turns: list[Json], message: Json) -> None:
     result = {
         "type": "tool_result",
         "tool_use_id": message.get("tool_call_id"),
-        "content": _text(message.get("content")),
+        "content": chat.text_of(message.get("content")),
     }
     last = turns[-1]["content"] if turns else None
     if isinstance(last, list) and last and last[-1].get("type") == "tool_result":
@@ -63,55 +60,24 @@ def _append_result(turns: list[Json], message: Json) -> None:
 
 
 def _spoken(message: Json) -> Any:
-    calls = message.get("tool_calls") or []
+    calls = chat.calls_of(message)
     if not calls:
         return _content(message.get("content"))
-    text = _text(message.get("content"))
+    text = chat.text_of(message.get("content"))
     said = [{"type": "text", "text": text}] if text else []
-    return [*said, *(_use(call) for call in calls)]
-
-
-def _use(call: Json) -> Json:
-    function = call.get("function") or {}
-    try:
-        arguments = orjson.loads(function.get("arguments") or "{}")
-    except orjson.JSONDecodeError:
-        raise InvalidRequestError(f"The arguments of the tool call '{call.get('id')}' are not JSON.") from None
-    return {
-        "type": "tool_use",
-        "id": call.get("id"),
-        "name": function.get("name"),
-        "input": arguments,
-    }
+    uses = [
+        {"type": "tool_use", "id": call.get("id"), "name": name, "input": arguments} for call, name, arguments in calls
+    ]
+    return [*said, *uses]
 
 
 def _content(content: Any) -> Any:
-    return [_block(part) for part in content] if isinstance(content, list) else content or ""
-
-
-def _block(part: Any) -> Json:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return {"type": "text", "text": text}
-        case {"type": "image_url", "image_url": {"url": str(url)}}:
-            return {"type": "image", "source": _source(url)}
-        case {"type": str(kind)}:
-            raise InvalidRequestError(
-                f"A part of the type '{kind}' cannot be sent to anthropic; use text or image_url."
-            )
-        case _:
-            raise InvalidRequestError("Every part of a message's content needs a 'type'.")
-
-
-def _source(url: str) -> Json:
-    match = _DATA_URL.fullmatch(url)
-    if match is None:
-        return {"type": "url", "url": url}
-    return {"type": "base64", "media_type": match["media"], "data": match["data"]}
-
-
-def _text(content: Any) -> str:
-    """Return the text of a content that may only be text."""
     if not isinstance(content, list):
-        return str(content or "")
-    return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        return content or ""
+    return chat.content_parts(content, text=lambda text: {"type": "text", "text": text}, picture=_picture)
+
+
+def _picture(url: str) -> Json:
+    if (found := chat.embedded(url)) is None:
+        return {"type": "image", "source": {"type": "url", "url": url}}
+    return {"type": "image", "source": {"type": "base64", "media_type": found[0], "data": found[1]}}

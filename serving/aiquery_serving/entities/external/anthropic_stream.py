@@ -9,6 +9,7 @@ import orjson
 from aiquery_serving.entities.external.anthropic_answers import ANSWER_TOOL, finish_of, usage_of
 from aiquery_serving.entities.external.chat_chunks import ChatChunks
 from aiquery_serving.entities.external.failures import ReportedError, status_of
+from aiquery_serving.entities.external.json_events import json_object
 from aiquery_serving.entities.external.sse import Events
 from aiquery_serving.errors import ProviderResponseError
 from aiquery_serving.messages import Json
@@ -59,7 +60,7 @@ class AnthropicReader:
             yield from self._read(event.data)
 
     def _read(self, data: bytes) -> Iterator[Json]:
-        match self._parsed(data):
+        match json_object(data, who=self._who):
             case {"type": "message_start", "message": dict(message)}:
                 yield self._begin(message)
             case {"type": "content_block_start", "content_block": dict(block)}:
@@ -75,15 +76,6 @@ class AnthropicReader:
                 yield from self._end()
             case {"type": "error"} as event:
                 raise ReportedError(status_of(event), data)
-
-    def _parsed(self, data: bytes) -> Json:
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            event = None
-        if not isinstance(event, dict):
-            raise ProviderResponseError(f"{self._who} streams an event that is no JSON object.")
-        return event
 
     @property
     def _written(self) -> ChatChunks:

@@ -8,8 +8,8 @@ from typing import Any
 
 from aiquery_serving.clock import Clock
 from aiquery_serving.entities.external.credentials import Kept, library
+from aiquery_serving.entities.external.declared import JSON_HEADERS, secret
 from aiquery_serving.entities.external.entity import PrivateHeaders
-from aiquery_serving.entities.external.openai import JSON_HEADERS, required
 from aiquery_serving.errors import ConfigurationError, SecretError
 
 #: Headers that let somebody in: the signature, and the token of keys that end.
@@ -49,8 +49,8 @@ class AwsSigner:
         request = self._request(method="POST", url=url, data=body, headers=JSON_HEADERS)
         self._auth(await self._credentials.get(), self._service, self._region).add_auth(request)
         named = {name.lower(): value for name, value in request.headers.items()}
-        secret = {name: named.pop(name) for name in _SECRET if name in named}
-        return PrivateHeaders(public=named, secret=secret)
+        signed = {name: named.pop(name) for name in _SECRET if name in named}
+        return PrivateHeaders(public=named, secret=signed)
 
     def refused(self) -> None:
         """Look for the keys again next time."""
@@ -79,7 +79,7 @@ def aws_credentials(config: Mapping[str, Any], *, resolve: Callable[[str], str])
 
 
 def _named(config: Mapping[str, Any], resolve: Callable[[str], str]) -> Callable[[], tuple[Any, float]]:
-    references = [required(config, name, of=_OF) for name in ("aws_access_key_id", "aws_secret_access_key")]
+    references = [secret(config, name, of=_OF) for name in ("aws_access_key_id", "aws_secret_access_key")]
     if config.get("aws_session_token"):
         references.append(str(config["aws_session_token"]))
     credentials = library("botocore.credentials", extra="bedrock").Credentials

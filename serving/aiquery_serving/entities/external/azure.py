@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from aiquery_serving.entities.external.credentials import TokenBearer
+from aiquery_serving.entities.external.declared import JSON_HEADERS, member, secret
 from aiquery_serving.entities.external.entity import Authorizer, ExternalEntity, PrivateHeaders
 from aiquery_serving.entities.external.entra import entra_token
-from aiquery_serving.entities.external.openai import JSON_HEADERS, TASK_PATHS, OpenAIDialect, required
-from aiquery_serving.errors import ConfigurationError
+from aiquery_serving.entities.external.openai import TASK_PATHS, OpenAIDialect
 
 if TYPE_CHECKING:
     from aiquery_serving.endpoint import ExternalModel
@@ -38,7 +38,8 @@ def load_azure(model: ExternalModel, *, resolve: Callable[[str], str], transport
 
 def _url(model: ExternalModel) -> str:
     base, version, deployment = (
-        _plain(model, name) for name in ("openai_api_base", "openai_api_version", "openai_deployment_name")
+        member(model.config, name, of=f"{_OF} of '{model.name}'", hint=" for a model in Azure")
+        for name in ("openai_api_base", "openai_api_version", "openai_deployment_name")
     )
     base = base.rstrip("/").removesuffix("/openai")
     query = urlencode({"api-version": version})
@@ -48,12 +49,5 @@ def _url(model: ExternalModel) -> str:
 def _headers(config: Mapping[str, Any], resolve: Callable[[str], str]) -> Callable[[], PrivateHeaders] | Authorizer:
     if str(config.get("openai_api_type")).lower() == "azuread":
         return TokenBearer(entra_token(config, resolve=resolve))
-    reference = required(config, "openai_api_key", of=_OF)
+    reference = secret(config, "openai_api_key", of=_OF)
     return lambda: PrivateHeaders(public=JSON_HEADERS, secret={"api-key": resolve(reference)})
-
-
-def _plain(model: ExternalModel, name: str) -> str:
-    value = model.config.get(name)
-    if not value:
-        raise ConfigurationError(f"{_OF} of '{model.name}' needs '{name}' for a model in Azure.")
-    return str(value)

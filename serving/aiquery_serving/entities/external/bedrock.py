@@ -9,6 +9,7 @@ from urllib.parse import quote
 from aiquery_serving.entities.external.aws import AwsSigner, aws_credentials
 from aiquery_serving.entities.external.bedrock_chat import ConverseDialect
 from aiquery_serving.entities.external.bedrock_embeddings import CohereOnBedrock, TitanEmbeddings
+from aiquery_serving.entities.external.declared import member
 from aiquery_serving.entities.external.entity import ExternalEntity
 from aiquery_serving.entities.external.single_inputs import SingleInputs
 from aiquery_serving.errors import ConfigurationError
@@ -65,8 +66,6 @@ def _dialect(model: ExternalModel, maker: str) -> Dialect:
 
 
 def _url(model: ExternalModel) -> str:
-    region = model.config.get("aws_region")
-    if not region:
-        raise ConfigurationError(f"{_OF} of '{model.name}' needs 'aws_region', such as 'us-east-1'.")
+    region = member(model.config, "aws_region", of=f"{_OF} of '{model.name}'", hint=", such as 'us-east-1'")
     base = str(model.config.get("bedrock_api_base") or f"https://bedrock-runtime.{region}.amazonaws.com").rstrip("/")
     return f"{base}/model/{quote(model.name, safe='')}"

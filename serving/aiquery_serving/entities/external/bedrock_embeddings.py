@@ -8,7 +8,7 @@ from typing import Any
 
 from aiquery_serving.entities.external import chat_requests as chat
 from aiquery_serving.entities.external import rest_answers as rest
-from aiquery_serving.entities.external.cohere_words import embed_request
+from aiquery_serving.entities.external.cohere_words import embed_request, vectors_of
 from aiquery_serving.entities.external.openai import unwrapped
 from aiquery_serving.entities.external.whole_answers import WholeAnswers
 from aiquery_serving.errors import InvalidRequestError
@@ -75,7 +75,5 @@ class CohereOnBedrock(WholeAnswers):
         Raises:
             ProviderResponseError: Another number of embeddings than inputs.
         """
-        found = answer.get("embeddings")
-        vectors = found.get("float") if isinstance(found, dict) else found
         wanted = len(chat.texts_of(body.get("input"), who=self.who))
-        return rest.embeddings(vectors, self.model, Usage(), wanted=wanted, who=self.who), Usage()
+        return rest.embeddings(vectors_of(answer), self.model, Usage(), wanted=wanted, who=self.who), Usage()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aiquery_serving.entities.external.rest_answers import counted
 from aiquery_serving.messages import Json, Usage
 
 
@@ -61,12 +62,7 @@ class ChatChunks:
 
     def used(self, usage: Usage) -> Json:
         """Return the last chunk: what the answer used."""
-        counted = {
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-            "total_tokens": usage.total_tokens,
-        }
-        return {**self._head, "choices": [], "usage": counted}
+        return {**self._head, "choices": [], "usage": counted(usage)}
 
     def _called(self, call: Json) -> Json:
         return self._chunk({"tool_calls": [{"index": self._calls - 1, **call}]})

@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 from aiquery_serving.entities.external import chat_requests as chat
 from aiquery_serving.entities.external import rest_answers as rest
 from aiquery_serving.entities.external.cohere_stream import CohereReader
-from aiquery_serving.entities.external.cohere_words import FINISH, GAVE_UP, embed_request, trial_hint, used
-from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
-from aiquery_serving.entities.external.openai import JSON_HEADERS, required, unwrapped
+from aiquery_serving.entities.external.cohere_words import (
+    FINISH,
+    GAVE_UP,
+    embed_request,
+    trial_hint,
+    used,
+    vectors_of,
+)
+from aiquery_serving.entities.external.declared import bearer, require_task, secret
+from aiquery_serving.entities.external.entity import ExternalEntity
+from aiquery_serving.entities.external.openai import unwrapped
 from aiquery_serving.entities.external.whole_answers import WholeAnswers
-from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ProviderResponseError
+from aiquery_serving.errors import InvalidRequestError, ProviderResponseError
 from aiquery_serving.messages import CHAT, EMBEDDINGS, Json, LimitHint, Usage
 
 if TYPE_CHECKING:
@@ -36,18 +44,14 @@ def load_cohere(model: ExternalModel, *, resolve: Callable[[str], str], transpor
     Raises:
         ConfigurationError: A task that the provider has not, or no key.
     """
-    if model.task not in TASK_PATHS:
-        raise ConfigurationError(
-            f"External model '{model.name}' has the task '{model.task}'; cohere offers {' and '.join(TASK_PATHS)}."
-        )
+    require_task(model, TASK_PATHS, by="cohere")
     base = str(model.config.get("cohere_api_base") or DEFAULT_BASE).rstrip("/")
     base = base.removesuffix("/v1").removesuffix("/v2")
-    reference = required(model.config, "cohere_api_key", of="cohere_config")
     return ExternalEntity(
         task=model.task,
         url=base + TASK_PATHS[model.task],
         dialect=CohereChat(model.name) if model.task == CHAT else CohereEmbeddings(model.name),
-        headers=lambda: PrivateHeaders(public=JSON_HEADERS, secret={"authorization": f"Bearer {resolve(reference)}"}),
+        headers=bearer(secret(model.config, "cohere_api_key", of="cohere_config"), resolve),
         transport=transport,
     )
 
@@ -154,11 +158,9 @@ class CohereEmbeddings(WholeAnswers):
         Raises:
             ProviderResponseError: Another number of embeddings than inputs.
         """
-        found = answer.get("embeddings")
-        vectors = found.get("float") if isinstance(found, dict) else found
         usage = used(answer.get("meta"))
         wanted = len(chat.texts_of(body.get("input"), who=self.who))
-        return rest.embeddings(vectors, self.model, usage, wanted=wanted, who=self.who), usage
+        return rest.embeddings(vectors_of(answer), self.model, usage, wanted=wanted, who=self.who), usage
 
     def hint(self, headers: Headers, _now: float) -> LimitHint | None:
         """Return what the headers teach about limits."""

@@ -27,6 +27,12 @@ def embed_request(asked: Json, texts: Sequence[str]) -> Json:
     return sent if size is None else {**sent, "output_dimension": size}
 
 
+def vectors_of(answer: Json) -> Any:
+    """Return the vectors of an embed answer, which may name their type."""
+    found = answer.get("embeddings")
+    return found.get("float") if isinstance(found, dict) else found
+
+
 def used(usage: Any) -> Usage:
     """Return what an answer's `usage` or `meta` counts: what is billed, as it is what budgets are about."""
     units = usage.get("billed_units") or usage.get("tokens") if isinstance(usage, dict) else None

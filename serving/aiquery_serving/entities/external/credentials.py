@@ -10,8 +10,8 @@ from typing import Any, Generic, TypeVar
 
 from aiquery_serving.clock import Clock, SystemClock
 from aiquery_serving.entities.external.addresses import checked, is_loopback
+from aiquery_serving.entities.external.declared import JSON_HEADERS
 from aiquery_serving.entities.external.entity import PrivateHeaders
-from aiquery_serving.entities.external.openai import JSON_HEADERS
 from aiquery_serving.errors import ConfigurationError
 
 T = TypeVar("T")

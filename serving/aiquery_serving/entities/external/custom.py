@@ -6,13 +6,9 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from aiquery_serving.entities.external.declared import JSON_HEADERS, member, secret
 from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
-from aiquery_serving.entities.external.openai import (
-    JSON_HEADERS,
-    TASK_PATHS,
-    OpenAIDialect,
-    required,
-)
+from aiquery_serving.entities.external.openai import TASK_PATHS, OpenAIDialect
 from aiquery_serving.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -30,7 +26,12 @@ def load_custom(model: ExternalModel, *, resolve: Callable[[str], str], transpor
     Raises:
         ConfigurationError: No URL, or not exactly one kind of key.
     """
-    given = required_url(model)
+    given = member(
+        model.config,
+        "custom_provider_url",
+        of=f"{_BLOCK} of '{model.name}'",
+        hint=", such as 'https://models.example.org/v1/chat/completions'",
+    )
     header, prefix, reference = _key(model)
     return ExternalEntity(
         task=model.task,
@@ -39,21 +40,6 @@ def load_custom(model: ExternalModel, *, resolve: Callable[[str], str], transpor
         headers=lambda: PrivateHeaders(public=JSON_HEADERS, secret={header: prefix + resolve(reference)}),
         transport=transport,
     )
-
-
-def required_url(model: ExternalModel) -> str:
-    """Return the URL of a custom provider.
-
-    Raises:
-        ConfigurationError: It is missing.
-    """
-    url = model.config.get("custom_provider_url")
-    if not url:
-        raise ConfigurationError(
-            f"{_BLOCK} of '{model.name}' needs 'custom_provider_url', such as "
-            "'https://models.example.org/v1/chat/completions'."
-        )
-    return str(url)
 
 
 def full_url(given: str, path: str) -> str:
@@ -86,10 +72,10 @@ def _key(model: ExternalModel) -> tuple[str, str, str]:
             "({key, value}) and 'bearer_token_auth' ({token})."
         )
     if bearer:
-        token = required(bearer, "token", of=f"{_BLOCK}.bearer_token_auth")
+        token = secret(bearer, "token", of=f"{_BLOCK}.bearer_token_auth")
         return "authorization", "Bearer ", token
     block = f"{_BLOCK}.api_key_auth"
     header = str(named.get("key") or "").lower()
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", header):
         raise ConfigurationError(f"{block} needs 'key', the name of the header that holds the key.")
-    return header, "", required(named, "value", of=block)
+    return header, "", secret(named, "value", of=block)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
-from aiquery_serving.entities.external.openai import JSON_HEADERS, OpenAIDialect, required, unwrapped
-from aiquery_serving.errors import ConfigurationError
+from aiquery_serving.entities.external.declared import bearer, member, secret
+from aiquery_serving.entities.external.entity import ExternalEntity
+from aiquery_serving.entities.external.openai import OpenAIDialect, unwrapped
 from aiquery_serving.messages import Json
 
 if TYPE_CHECKING:
@@ -26,16 +26,15 @@ def load_databricks(
     Raises:
         ConfigurationError: No URL, or no token.
     """
-    workspace = model.config.get("databricks_workspace_url")
-    if not workspace:
-        raise ConfigurationError(f"{_BLOCK} needs 'databricks_workspace_url', such as 'https://dbc-1.databricks.com'.")
-    base = str(workspace).rstrip("/").removesuffix("/serving-endpoints")
-    reference = required(model.config, "databricks_api_token", of=_BLOCK)
+    workspace = member(
+        model.config, "databricks_workspace_url", of=_BLOCK, hint=", such as 'https://dbc-1.databricks.com'"
+    )
+    base = workspace.rstrip("/").removesuffix("/serving-endpoints")
     return ExternalEntity(
         task=model.task,
         url=f"{base}/serving-endpoints/{quote(model.name, safe='')}/invocations",
         dialect=EndpointDialect(model.provider, model.name, model.task),
-        headers=lambda: PrivateHeaders(public=JSON_HEADERS, secret={"authorization": f"Bearer {resolve(reference)}"}),
+        headers=bearer(secret(model.config, "databricks_api_token", of=_BLOCK), resolve),
         transport=transport,
     )
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiquery_serving.entities.external.credentials import checked_sign_in, library, patience
+from aiquery_serving.entities.external.declared import member, secret
 from aiquery_serving.entities.external.failures import excerpt
-from aiquery_serving.entities.external.openai import required
-from aiquery_serving.errors import ConfigurationError, ProviderAccessError, ProviderUnavailableError
+from aiquery_serving.errors import ProviderAccessError, ProviderUnavailableError
 
 DEFAULT_AUTHORITY = "https://login.microsoftonline.com"
 SCOPE = "https://cognitiveservices.azure.com/.default"
@@ -28,20 +28,23 @@ def entra_token(config: Mapping[str, Any], *, resolve: Callable[[str], str]) -> 
         ConfigurationError: A member is missing, `msal` is, or the service may not be asked.
     """
     msal = library("msal", extra="azure")
-    tenant, client = _plain(config, "microsoft_entra_tenant_id"), _plain(config, "microsoft_entra_client_id")
-    reference = required(config, "microsoft_entra_client_secret", of=_OF)
+    tenant, client = (
+        member(config, name, of=_OF, hint=" for openai_api_type 'azuread'")
+        for name in ("microsoft_entra_tenant_id", "microsoft_entra_client_id")
+    )
+    reference = secret(config, "microsoft_entra_client_secret", of=_OF)
     base = str(config.get("microsoft_entra_authority") or DEFAULT_AUTHORITY).rstrip("/")
     authority = checked_sign_in(f"{base}/{tenant}")
 
     def fetch() -> tuple[str, float]:
-        secret = resolve(reference)
-        answer = _ask(msal, client, secret, authority)
+        key = resolve(reference)
+        answer = _ask(msal, client, key, authority)
         if "access_token" in answer:
             return str(answer["access_token"]), float(answer.get("expires_in") or 0)
         reason = str(answer.get("error_description") or answer.get("error"))
         raise ProviderAccessError(
             f"Microsoft Entra gives the application '{client}' no token: "
-            f"{excerpt(reason, scrub=lambda text: text.replace(secret, '***'))}"
+            f"{excerpt(reason, scrub=lambda text: text.replace(key, '***'))}"
         )
 
     return fetch
@@ -79,10 +82,3 @@ class _Patient:
 
     def post(self, url: str, **options: Any) -> Any:
         return self._session.post(url, **options, **patience())
-
-
-def _plain(config: Mapping[str, Any], name: str) -> str:
-    value = config.get(name)
-    if not value:
-        raise ConfigurationError(f"{_OF} needs '{name}' for openai_api_type 'azuread'.")
-    return str(value)

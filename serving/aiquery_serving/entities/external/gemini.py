@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from aiquery_serving.entities.external import chat_requests as chat
 from aiquery_serving.entities.external import rest_answers as rest
+from aiquery_serving.entities.external.declared import JSON_HEADERS, require_task, secret
 from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
 from aiquery_serving.entities.external.gemini_contents import (
     contents_of,
@@ -20,9 +21,9 @@ from aiquery_serving.entities.external.gemini_contents import (
     used,
 )
 from aiquery_serving.entities.external.gemini_stream import GeminiReader
-from aiquery_serving.entities.external.openai import JSON_HEADERS, required, unwrapped
+from aiquery_serving.entities.external.openai import unwrapped
 from aiquery_serving.entities.external.whole_answers import WholeAnswers
-from aiquery_serving.errors import ConfigurationError, ProviderResponseError
+from aiquery_serving.errors import ProviderResponseError
 from aiquery_serving.messages import CHAT, EMBEDDINGS, Json, LimitHint, Usage
 
 if TYPE_CHECKING:
@@ -45,15 +46,11 @@ def load_palm(model: ExternalModel, *, resolve: Callable[[str], str], transport:
     Raises:
         ConfigurationError: A task that the provider has not, or no key.
     """
-    if model.task not in _METHODS:
-        raise ConfigurationError(
-            f"External model '{model.name}' has the task '{model.task}'; palm (the Gemini API) offers "
-            f"{' and '.join(_METHODS)}."
-        )
+    require_task(model, _METHODS, by="palm (the Gemini API)")
     base = str(model.config.get("palm_api_base") or DEFAULT_BASE).rstrip("/").removesuffix("/v1beta")
     path = model.name if "/" in model.name else f"models/{model.name}"
     url = f"{base}/v1beta/{quote(path)}"
-    reference = required(model.config, "palm_api_key", of="palm_config")
+    reference = secret(model.config, "palm_api_key", of="palm_config")
     return ExternalEntity(
         task=model.task,
         url=f"{url}:{_METHODS[model.task]}",

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from aiquery_serving.entities.external.credentials import checked_sign_in, library, patience
+from aiquery_serving.entities.external.declared import secret
 from aiquery_serving.entities.external.failures import excerpt
-from aiquery_serving.entities.external.openai import required
 from aiquery_serving.errors import ProviderAccessError, ProviderUnavailableError, SecretError
 from aiquery_serving.messages import Json
 
@@ -32,7 +32,7 @@ def google_token(config: Mapping[str, Any], *, resolve: Callable[[str], str]) ->
     Raises:
         ConfigurationError: The key is not named, or `google-auth` is missing.
     """
-    reference = required(config, "private_key", of=_OF)
+    reference = secret(config, "private_key", of=_OF)
     accounts = library("google.oauth2.service_account", extra="vertex")
     library("google.auth.transport.requests", extra="vertex")
 
@@ -50,17 +50,17 @@ def google_token(config: Mapping[str, Any], *, resolve: Callable[[str], str]) ->
     return fetch
 
 
-def key_file(secret: str, email: Any) -> Json:
+def key_file(key: str, email: Any) -> Json:
     """Return the key file of a service account, or one made of a bare PEM key.
 
     Raises:
         SecretError: It is neither.
         ConfigurationError: Its tokens may not be got where it says.
     """
-    if secret.lstrip().startswith("-----BEGIN") and email:
-        return {"private_key": secret, "client_email": str(email), "token_uri": TOKEN_URL}
+    if key.lstrip().startswith("-----BEGIN") and email:
+        return {"private_key": key, "client_email": str(email), "token_uri": TOKEN_URL}
     try:
-        info = orjson.loads(secret)
+        info = orjson.loads(key)
     except orjson.JSONDecodeError:
         info = None
     if not isinstance(info, dict):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aiquery_serving.entities.external.entity import ExternalEntity, PrivateHeaders
+from aiquery_serving.entities.external.declared import JSON_HEADERS, bearer, secret
+from aiquery_serving.entities.external.entity import ExternalEntity
 from aiquery_serving.entities.external.limit_hints import openai_hint
 from aiquery_serving.entities.external.openai_stream import OpenAIReader
 from aiquery_serving.errors import ConfigurationError, ProviderResponseError
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 DEFAULT_BASE = "https://api.openai.com/v1"
 TASK_PATHS = {CHAT: "/chat/completions", COMPLETIONS: "/completions", EMBEDDINGS: "/embeddings"}
-JSON_HEADERS = {"content-type": "application/json", "accept": "application/json"}
 
 #: Keys of the REST body that are for Databricks, not for the model (contract D.1, D.2).
 ENVELOPE = frozenset({"client_request_id", "usage_context", "databricks_options", "extra_params"})
@@ -45,26 +45,13 @@ def load_openai(model: ExternalModel, *, resolve: Callable[[str], str], transpor
     public = dict(JSON_HEADERS)
     if organization := config.get("openai_organization"):
         public["openai-organization"] = str(organization)
-    reference = required(config, "openai_api_key", of="openai_config")
     return ExternalEntity(
         task=model.task,
         url=base + TASK_PATHS[model.task],
         dialect=OpenAIDialect(model.provider, model.name, model.task),
-        headers=lambda: PrivateHeaders(public=public, secret={"authorization": f"Bearer {resolve(reference)}"}),
+        headers=bearer(secret(config, "openai_api_key", of="openai_config"), resolve, public=public),
         transport=transport,
     )
-
-
-def required(config: Mapping[str, Any], name: str, *, of: str) -> str:
-    """Return a field that a provider's block must have.
-
-    Raises:
-        ConfigurationError: It is missing.
-    """
-    value = config.get(name)
-    if not value:
-        raise ConfigurationError(f"{of} needs '{name}' (or '{name}_plaintext'), such as '{{{{secrets/scope/key}}}}'.")
-    return str(value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,24 @@
-"""Posts bytes and returns bytes: the one place that knows an HTTP client and its exceptions."""
+"""Posts bytes and returns bytes: the one place that knows an HTTP client."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
-from wreq import Client, DnsOptions, Response, exceptions, redirect
+from wreq import Client, DnsOptions, Method, Response, redirect
 from wreq.header import HeaderMap
 from wreq.tls import CertStore
 
 from aiquery_serving.entities.external.addresses import checked, is_loopback, refuse_forbidden
-from aiquery_serving.errors import (
-    AiQueryError,
-    ConfigurationError,
-    ProviderResponseError,
-    ProviderTimeoutError,
-    ProviderUnavailableError,
-)
+from aiquery_serving.entities.external.foreign import FOREIGN, DecodedHeaders, translated
+from aiquery_serving.errors import AiQueryError, ConfigurationError, ProviderResponseError
 
 CONNECT_SECONDS = 10.0
 TOTAL_SECONDS = 360.0
@@ -119,10 +113,10 @@ async def opened(transport: Transport, url: str, *, headers: Mapping[str, str], 
     return _Posted(await transport.post(url, headers=headers, body=body))
 
 
-async def read_whole(answer: OpenAnswer, *, most: int = MAX_COMPLAINT_BYTES) -> Answer:
-    """Read what is left of an answer, but hardly more than `most` bytes."""
+async def read_whole(answer: OpenAnswer) -> Answer:
+    """Read what is left of an answer that refuses to stream, but not much of what is no complaint."""
     parts, size = [], 0
-    while size < most and (part := await answer.read()):
+    while size < MAX_COMPLAINT_BYTES and (part := await answer.read()):
         parts.append(part)
         size += len(part)
     return Answer(answer.status, answer.headers, b"".join(parts))
@@ -169,12 +163,19 @@ class HttpTransport:
             ProviderResponseError: The answer is larger than is sensible.
         """
         client = self._judged.get(url) or await self._judge(url)
-        try:
-            response = await client.post(url, headers=headers, body=body)
-            content = await self._read(response, url)
-        except _FOREIGN as error:
-            raise self._translated(error, _where(url), self._total) from None
-        return Answer(response.status.as_int(), _Headers(response.headers), content)
+        return await self._answered(lambda: client.post(url, headers=headers, body=body), url)
+
+    async def send(self, method: Method, url: str, *, headers: Mapping[str, str], body: bytes | None) -> Answer:
+        """Send a request of any method, to any of a host's paths; otherwise as `post`.
+
+        Raises:
+            As `post`.
+        """
+        place = urlsplit(url)
+        root = f"{place.scheme}://{place.netloc}/"
+        # By host: the verdict is kept, and there is no end to paths.
+        client = self._judged.get(root) or await self._judge(root)
+        return await self._answered(lambda: client.request(method, url, headers=headers, body=body), url)
 
     async def open(self, url: str, *, headers: Mapping[str, str], body: bytes) -> OpenAnswer:
         """Post a body and return as soon as the status and headers are here; never follow a redirect.
@@ -187,9 +188,9 @@ class HttpTransport:
         client = self._judged.get(url) or await self._judge(url)
         try:
             response = await client.post(url, headers=headers, body=body, timeout=_NO_TOTAL, read_timeout=self._idle)
-        except _FOREIGN as error:
-            raise self._translated(error, _where(url), self._idle) from None
-        return _Open(response, lambda error: self._translated(error, _where(url), self._idle), self._max_bytes)
+        except FOREIGN as error:
+            raise self._translated(error, url, self._idle) from None
+        return _Open(response, lambda error: self._translated(error, url, self._idle), self._max_bytes)
 
     async def close(self) -> None:
         """Hang up. A later post opens new connections."""
@@ -220,6 +221,14 @@ class HttpTransport:
             tls_verify=_authorities(),
         )
 
+    async def _answered(self, request: Callable[[], Awaitable[Response]], url: str) -> Answer:
+        try:
+            response = await request()
+            content = await self._read(response, url)
+        except FOREIGN as error:
+            raise self._translated(error, url, self._total) from None
+        return Answer(response.status.as_int(), DecodedHeaders(response.headers), content)
+
     async def _read(self, response: Response, url: str) -> bytes:
         announced = response.content_length
         # A length is known only for bodies that are not compressed: those may turn out huge.
@@ -241,23 +250,8 @@ class HttpTransport:
             f"{checked(url)} sent an answer of more than {self._max_bytes} bytes; it was not read."
         )
 
-    def _translated(self, error: Exception, host: str, within: timedelta) -> AiQueryError:
-        """Return our error for the client's.
-
-        The foreign error is to be left behind (`from None`): its text holds whole URLs, and keys may live
-        there.
-        """
-        if isinstance(error, exceptions.TimeoutError) or "TimedOut" in str(error):
-            return ProviderTimeoutError(
-                f"{host} did not answer within {within.total_seconds():g} s "
-                f"({self._connect.total_seconds():g} s to connect)."
-            )
-        if isinstance(error, exceptions.BuilderError | RuntimeError | ValueError):
-            return ConfigurationError(
-                f"A request to {host} cannot be built: its URL, key or another header holds "
-                "characters that HTTP does not allow."
-            )
-        return ProviderUnavailableError(f"The connection to {host} failed: {_why(error)}.")
+    def _translated(self, error: Exception, url: str, within: timedelta) -> AiQueryError:
+        return translated(error, _where(url), within=within, connecting=self._connect)
 
 
 class _Open:
@@ -267,7 +261,7 @@ class _Open:
 
     def __init__(self, response: Response, translated: Callable[[Exception], AiQueryError], max_bytes: int) -> None:
         self.status = response.status.as_int()
-        self.headers = _Headers(response.headers)
+        self.headers = DecodedHeaders(response.headers)
         self._parts = response.stream()
         self._translated = translated
         self._left = self._max_bytes = max_bytes
@@ -275,7 +269,7 @@ class _Open:
     async def read(self) -> bytes:
         try:
             part = await anext(self._parts, b"")
-        except _FOREIGN as error:
+        except FOREIGN as error:
             raise self._translated(error) from None
         if isinstance(part, HeaderMap):
             return b""  # trailers
@@ -304,52 +298,6 @@ class _Posted:
         self._body = b""
 
 
-#: Everything that wreq raises from a request; its exceptions have no common base.
-_FOREIGN = (
-    exceptions.TlsError,
-    exceptions.ConnectionError,
-    exceptions.ProxyConnectionError,
-    exceptions.ConnectionResetError,
-    exceptions.BodyError,
-    exceptions.BuilderError,
-    exceptions.DecodingError,
-    exceptions.RequestError,
-    exceptions.RustPanic,
-    exceptions.RedirectError,
-    exceptions.StatusError,
-    exceptions.UpgradeError,
-    exceptions.TimeoutError,
-    RuntimeError,
-    ValueError,
-)
-_SYSTEM_REASON = re.compile(r'message: "([^"]+)"')
-
-
-class _Headers(Mapping[str, str]):
-    """The client's headers, decoded when somebody asks."""
-
-    __slots__ = ("_found",)
-
-    def __init__(self, found: HeaderMap) -> None:
-        self._found = found
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self._found.get(name)
-        return default if value is None else str(value, "latin-1")
-
-    def __getitem__(self, name: str) -> str:
-        value = self._found.get(name)
-        if value is None:
-            raise KeyError(name)
-        return str(value, "latin-1")
-
-    def __iter__(self) -> Iterator[str]:
-        return (str(name, "latin-1") for name, _ in self._found)
-
-    def __len__(self) -> int:
-        return self._found.keys_len()
-
-
 def _authorities() -> CertStore | bool:
     """Return the authorities of `SSL_CERT_FILE`, where a company's own is named; else the usual ones.
 
@@ -361,22 +309,8 @@ def _authorities() -> CertStore | bool:
         return True
     try:
         return CertStore.from_pem_stack(Path(path).read_bytes())
-    except (OSError, *_FOREIGN) as error:
+    except (OSError, *FOREIGN) as error:
         raise ConfigurationError(f"SSL_CERT_FILE names '{path}', which holds no certificates: {error}.") from error
-
-
-def _why(error: Exception) -> str:
-    """Return the innermost reason; the client's own text is for its developers."""
-    text = str(error)
-    if found := _SYSTEM_REASON.search(text):
-        return found[1]
-    if "dns error" in text:
-        return "its name cannot be resolved"
-    if isinstance(error, exceptions.TlsError) or "certificate" in text.lower():
-        return (
-            "no TLS connection could be agreed on; is its certificate valid, and its authority known (SSL_CERT_FILE)?"
-        )
-    return "it was closed before the answer was complete"
 
 
 def _where(url: str) -> str:

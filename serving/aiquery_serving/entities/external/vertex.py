@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from aiquery_serving.entities.external.credentials import TokenBearer
+from aiquery_serving.entities.external.declared import member, require_task
 from aiquery_serving.entities.external.entity import ExternalEntity
 from aiquery_serving.entities.external.gemini import STREAM_METHOD, GeminiChat
 from aiquery_serving.entities.external.google_tokens import google_token
 from aiquery_serving.entities.external.single_inputs import SingleInputs
 from aiquery_serving.entities.external.vertex_embeddings import VertexEmbeddings
-from aiquery_serving.errors import ConfigurationError
 from aiquery_serving.messages import CHAT, EMBEDDINGS
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ def load_vertex(model: ExternalModel, *, resolve: Callable[[str], str], transpor
     Raises:
         ConfigurationError: A task that the provider has not, a member or a library that is missing.
     """
-    if model.task not in _METHODS:
-        raise ConfigurationError(
-            f"External model '{model.name}' has the task '{model.task}'; google-cloud-vertex-ai offers "
-            f"{' and '.join(_METHODS)}."
-        )
+    require_task(model, _METHODS, by="google-cloud-vertex-ai")
     url = _url(model)
     entity = ExternalEntity(
         task=model.task,
@@ -51,15 +47,8 @@ def load_vertex(model: ExternalModel, *, resolve: Callable[[str], str], transpor
 
 
 def _url(model: ExternalModel) -> str:
-    project, region = (_plain(model, name) for name in ("project_id", "region"))
+    project, region = (member(model.config, name, of=f"{_OF} of '{model.name}'") for name in ("project_id", "region"))
     host = "aiplatform.googleapis.com" if region == "global" else f"{region}-aiplatform.googleapis.com"
     base = str(model.config.get("vertex_api_base") or f"https://{host}").rstrip("/")
     place = f"projects/{quote(project, safe='')}/locations/{quote(region, safe='')}"
     return f"{base}/v1/{place}/publishers/google/models/{quote(model.name, safe='')}"
-
-
-def _plain(model: ExternalModel, name: str) -> str:
-    value = model.config.get(name)
-    if not value:
-        raise ConfigurationError(f"{_OF} of '{model.name}' needs '{name}'.")
-    return str(value)

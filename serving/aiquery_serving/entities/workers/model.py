@@ -71,13 +71,15 @@ class _Replica:
             OverloadedError: The model was taken out of service.
         """
         with self._starting:
-            if self.process is not None and self.process.ended:
+            process = self.process  # whoever stops this takes it away meanwhile
+            if process is not None and process.ended:
                 self._count_crash()
-            if self.process is None:
+            if process is None or process.ended:
                 self.start()
-            if self.process is None:
+                process = self.process
+            if process is None:
                 raise _out_of_service(self._program.name)
-            return self.process
+            return process
 
     def start(self) -> About | None:
         """Start a process and load the model, or do nothing once stopped."""

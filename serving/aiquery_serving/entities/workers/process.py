@@ -13,9 +13,10 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Full, Queue, SimpleQueue
 from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
@@ -35,6 +36,8 @@ _BOOT = (
 )
 #: Lines that are shown of a model that did not start.
 _LAST_LINES = 20
+#: Lines that wait to be taken; those beyond are nobody's.
+_MOST_WAITING = 1_000
 #: Seconds that a process has to end by itself.
 _GRACE = 0.5
 
@@ -79,9 +82,11 @@ class ModelProcess:
         self._changing = threading.Lock()
         self._ended = False
         self._lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._logged: Queue[tuple[int, str] | None] = Queue(_MOST_WAITING)
         self._process, self._pipe = _spawn(program)
         self._threads = [
             self._thread(self._receive),
+            self._thread(self._tell_logged),
             self._thread(self._read, self._process.stdout, logging.INFO),
             self._thread(self._read, self._process.stderr, logging.WARNING),
         ]
@@ -207,7 +212,7 @@ class ModelProcess:
             while True:
                 message, data = self._pipe.receive()
                 if "line" in message:
-                    self._heard(message["level"], message["line"])
+                    self._note(message["level"], message["line"])
                 elif (replies := self._calls.get(message["id"])) is not None:
                     replies.put((message, data))
         except EOFError:
@@ -221,14 +226,28 @@ class ModelProcess:
         for replies in waiting:
             replies.put(None)
         self._pipe.close()
+        self._logged.put(None)
 
     def _read(self, pipe: IO[str], level: int) -> None:
         with pipe:
             for line in pipe:
                 self._heard(level, line.rstrip("\n"))
 
+    def _note(self, level: int, line: str) -> None:
+        """Put a line aside that came between answers: who takes lines may be slow, and nobody waits for that."""
+        self._lines.append(line)
+        with suppress(Full):
+            self._logged.put_nowait((level, line))
+
+    def _tell_logged(self) -> None:
+        while (noted := self._logged.get()) is not None:
+            self._told(*noted)
+
     def _heard(self, level: int, line: str) -> None:
         self._lines.append(line)
+        self._told(level, line)
+
+    def _told(self, level: int, line: str) -> None:
         try:
             self._program.on_line(level, line)
         except Exception:  # noqa: BLE001 - it is not ours

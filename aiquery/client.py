@@ -267,7 +267,7 @@ class Workspace:
             TooManyRequestsError: A rate limit is used up; `retry_after` says for how long.
             AiQueryError: The endpoint is unknown or not ready, or did not answer.
         """
-        self._registry.serving(name, wait=FIRST_DEPLOYMENT_SECONDS)
+        self.gateway.serving(name, wait=FIRST_DEPLOYMENT_SECONDS, caller=self.user)
         call = self.gateway.query(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
         return engine_thread.run(call)
 
@@ -288,7 +288,7 @@ class Workspace:
             TooManyRequestsError: A rate limit is used up; `retry_after` says for how long.
             AiQueryError: The endpoint is unknown or not ready, or did not answer; also from the iteration.
         """
-        self._registry.serving(name, wait=FIRST_DEPLOYMENT_SECONDS)
+        self.gateway.serving(name, wait=FIRST_DEPLOYMENT_SECONDS, caller=self.user)
         begin = self.gateway.stream(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
         return _pieces(engine_thread.run(begin))
 

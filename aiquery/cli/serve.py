@@ -96,7 +96,7 @@ def _serve_together(options: Options, settings: Settings, log_format: LogFormat)
         greeting, path, user = _greeting(workspace, settings, listener), workspace.path, workspace.user
     if path is not None:
         with logs.written(log_format, verbose=options.verbose):
-            workers = Workers(Task(path, user, settings, listener, log_format))
+            workers = Workers(Task(path, user, settings, listener, log_format, options.verbose))
             workers.run(ready=lambda: _say(options, greeting))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -42,9 +43,16 @@ def run(
     _allow_descriptors(2 * settings.max_connections + _OTHER_DESCRIPTORS)
     server = Server(workspace, settings, listener)
     end = counted(server.stop, lambda: server.stop(at_once=True))
+    _leave_what_stays()
     with handled(dict.fromkeys(ends, end)):
         ready(server)
         server.wait()
+
+
+def _leave_what_stays() -> None:
+    """Keep modules and the like out of what the garbage collector looks through while requests wait."""
+    gc.collect()
+    gc.freeze()
 
 
 def _allow_descriptors(wanted: int) -> None:

@@ -80,6 +80,7 @@ class Task(NamedTuple):
         settings: How it is served.
         listener: Where: a socket that listens.
         log_format: How the log is written.
+        verbose: Whether it tells the details.
     """
 
     path: Path
@@ -87,6 +88,7 @@ class Task(NamedTuple):
     settings: Settings
     listener: socket.socket
     log_format: logs.LogFormat
+    verbose: bool
 
 
 class Workers:
@@ -220,7 +222,7 @@ def _work(news: Connection, task: Task) -> None:
         news.send("")
         news.close()
 
-    with handled(deaf), logs.written(task.log_format):
+    with handled(deaf), logs.written(task.log_format, verbose=task.verbose):
         try:
             with Workspace(task.path, user=task.user, isolated=True) as workspace:
                 run(workspace, task.settings, task.listener, ready=answers, ends=(signal.SIGTERM,))

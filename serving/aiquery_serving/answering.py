@@ -49,7 +49,7 @@ class Answering:
             entry.end(usage, error)
             raise
         entry.end(usage, None, body)
-        return replace(response, body=body, served_entity=call.entity, attempts=call.attempts)
+        return Response(body=body, usage=usage, hint=response.hint, served_entity=call.entity, attempts=call.attempts)
 
     async def open(self, call: Call, plan: Plan) -> Streamed:
         """Begin to answer a streamed call.

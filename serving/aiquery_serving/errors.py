@@ -12,7 +12,6 @@
     ├── PermissionDeniedError       PERMISSION_DENIED         403
     ├── RouteNotFoundError          ENDPOINT_NOT_FOUND        404
     │   └── MethodNotAllowedError   ENDPOINT_NOT_FOUND        405
-    ├── UnsupportedFeatureError     NOT_IMPLEMENTED           501
     ├── EndpointNotFoundError       RESOURCE_DOES_NOT_EXIST   404
     ├── EndpointExistsError         RESOURCE_ALREADY_EXISTS   409
     ├── UpdateConflictError         RESOURCE_CONFLICT         409
@@ -136,13 +135,6 @@ class MethodNotAllowedError(RouteNotFoundError):
     """The route is there, for another method."""
 
     http_status = 405
-
-
-class UnsupportedFeatureError(AiQueryError):
-    """The API has this, and this server does not."""
-
-    error_code = "NOT_IMPLEMENTED"
-    http_status = 501
 
 
 class EndpointNotFoundError(AiQueryError):

@@ -135,11 +135,9 @@ class Gateway:
         endpoint: str,
         body: Mapping[str, Any],
         *,
-        key: bytes | None = None,
         served_entity: str | None = None,
         caller: str = "",
         patient: bool = True,
-        job: str = "",
     ) -> Streamed:
         """Begin to answer one request piece by piece (contract D.5).
 
@@ -149,27 +147,16 @@ class Gateway:
         Args:
             endpoint: Its name.
             body: The REST request body. Its `stream_options.include_usage` asks for the chunk of usage.
-            key: As in `invoke`.
             served_entity: As in `invoke`.
             caller: As in `invoke`.
             patient: As in `invoke`.
-            job: As in `invoke`.
 
         Raises:
             As `invoke`, before the answer has begun.
         """
         options = body.get("stream_options")
         asked = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
-        call = Call(
-            endpoint,
-            asked,
-            key=key,
-            served_entity=served_entity,
-            caller=caller,
-            patient=patient,
-            job=job,
-            streamed=True,
-        )
+        call = Call(endpoint, asked, served_entity=served_entity, caller=caller, patient=patient, streamed=True)
         streamed = await self._answering.open(call, self._planned(endpoint, caller))
         streamed.usage_wanted = isinstance(options, Mapping) and bool(options.get("include_usage"))
         return streamed

@@ -7,13 +7,14 @@ import threading
 import weakref
 from collections import deque
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from aiquery_serving.errors import WorkspaceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from aiquery_serving.messages import Json
     from aiquery_serving.store import Store
@@ -55,7 +56,14 @@ class Invocation:
 
 _COLUMNS = tuple(field.name for field in fields(Invocation))
 _as_row = attrgetter(*_COLUMNS)
-_INSERT = f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - the dataclass's own names
+#: Rows of one statement, the most first. SQLite lets go of Python's lock, and takes it again, with every statement it
+#: runs: row by row, that would cost the event loop more than the requests do. 999 values are what all of them take.
+_AT_ONCE = (64, 8, 1)
+_INSERTS = {
+    rows: f"INSERT INTO usage ({', '.join(_COLUMNS)}) VALUES "  # noqa: S608 - the dataclass's own names
+    + ", ".join([f"({', '.join('?' * len(_COLUMNS))})"] * rows)
+    for rows in _AT_ONCE
+}
 _WANTED = (
     "(:endpoint IS NULL OR endpoint = :endpoint) AND (:since_ms IS NULL OR started_ms >= :since_ms)"
     " AND (:job IS NULL OR job = :job)"
@@ -297,7 +305,17 @@ def _write(store: Store, calls: Iterable[Invocation]) -> None:
     rows = [_as_row(call) for call in calls]
     if rows:
         with store.write() as connection:
-            connection.executemany(_INSERT, rows)
+            for part in _parts(rows):
+                connection.execute(_INSERTS[len(part)], list(chain.from_iterable(part)))
+
+
+def _parts(rows: list[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    """Cut rows into parts for which there is a statement."""
+    start = 0
+    while start < len(rows):
+        size = next(size for size in _AT_ONCE if size <= len(rows) - start)
+        yield rows[start : start + size]
+        start += size
 
 
 def _write_last(store: Store, pending: deque[Invocation]) -> None:

@@ -155,7 +155,7 @@ def test_who_may_not_query_an_endpoint_is_refused(guarded):
     assert "bob" in answer.json()["message"]
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded"])
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
 def test_what_a_proxy_passes_on_is_not_the_local_users(name):
     with serving_entities({"chat": Speaker()}, local_user="ada") as server:
         answer = httpx.post(f"{server.url}/serving-endpoints/chat/invocations", json={}, headers={name: "203.0.113.7"})

@@ -277,6 +277,8 @@ def test_a_declaration_that_cannot_work_is_refused_at_once(provider, task, confi
         "http://0xA9FEA9FE/v1",
         "http://[fe80::1]/v1",
         "http://[::ffff:169.254.169.254]/v1",
+        "http://[64:ff9b::169.254.169.254]/v1",
+        "http://[2002:a9fe:a9fe::1]/v1",
         "http://[fd00:ec2::254]/v1",
         "http://100.100.100.200/v1",
         "http://metadata.google.internal/v1",

@@ -90,7 +90,7 @@ def on_disk(tmp_path, endpoint="e1"):
 
 
 def test_a_row_has_the_columns_of_databricks(log):
-    log.record(row(request_id="r1", client_request_id="c1"))
+    log.record(row(request={"prompt": "hi", "client_request_id": "c1"}, request_id="r1"))
     (found,) = log.table("e1").to_pylist()
     assert found == {
         "request_date": date(2023, 11, 14),
@@ -100,7 +100,7 @@ def test_a_row_has_the_columns_of_databricks(log):
         "status_code": 200,
         "sampling_fraction": 1.0,
         "execution_duration_ms": 13,
-        "request": '{"messages":[{"role":"user","content":"n0"}]}',
+        "request": '{"prompt":"hi","client_request_id":"c1"}',
         "response": '{"choices":[]}',
         "served_entity_id": "e1/gpt",
         "served_entity_name": "gpt",
@@ -145,7 +145,7 @@ def test_no_request_is_too_odd_to_be_logged(request_body):
     deep = {"x": request_body}
     for _ in range(400):
         deep = {"x": deep}
-    rows = table([row(request=request_body, response=deep, client_request_id=None), row(1)])
+    rows = table([row(request=request_body, response=deep), row(1)])
     assert rows["request"].null_count == rows["response"].null_count == 0
 
 
@@ -199,6 +199,23 @@ def test_the_writing_thread_ends_when_nothing_comes_and_starts_again(tmp_path, c
             time.sleep(0.002)
     assert asked(log.table("e1")) == expected(0, 1, 2)
     log.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_round_that_fails_for_a_bug_is_not_the_last(tmp_path, clock, monkeypatch):
+    def fail_once(*_):
+        monkeypatch.undo()
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(payload_log, "_write", fail_once)
+    monkeypatch.setattr(payload_log, "FLUSH_SECONDS", 0.01)
+    made = PayloadLog(tmp_path, clock)
+    made.record(row(1))
+    while made._thread is not None:
+        time.sleep(0.01)
+    made.record(row(2))
+    made.close()
+    assert asked(made.table("e1")) == expected(2)
 
 
 def test_rows_of_many_threads_are_all_there(log):

@@ -396,6 +396,14 @@ def test_an_idle_process_ends_and_the_next_request_starts_one(odd_path):
         assert pid_of(model) != pid
 
 
+def test_a_model_does_not_see_the_key_to_the_secrets_of_others(odd_path, monkeypatch):
+    monkeypatch.setenv("AIQUERY_SECRET_KEY", "k" * 44)
+    monkeypatch.setenv("ODD_COLOUR", "red")
+    with served(odd_path, environment={"ODD_SIZE": "big"}) as model:
+        asked = [{"prompt": f"env:{name}"} for name in ("AIQUERY_SECRET_KEY", "ODD_COLOUR", "ODD_SIZE")]
+        assert model.query({"dataframe_records": asked})["predictions"] == ["none", "red", "big"]
+
+
 def test_a_model_that_scales_to_zero_does_so_by_itself(odd_path):
     with served(odd_path, idle_seconds=0.2) as model:
         pid = pid_of(model)

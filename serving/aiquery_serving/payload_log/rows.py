@@ -44,8 +44,7 @@ class PayloadRow:
     """One request as it ended.
 
     `request_time_ms` is in milliseconds since 1970. `request` and `response` are JSON objects, or their text; nobody
-    may change them any more. `request_id` is made up when nobody has given one, and `client_request_id` is looked for
-    in the request.
+    may change them any more. `request_id` is made up when nobody has given one.
     """
 
     endpoint_id: str
@@ -57,8 +56,6 @@ class PayloadRow:
     served_entity: str = ""
     requester: str = ""
     request_id: str = field(default_factory=_new_id)
-    client_request_id: str | None = None
-    sampling_fraction: float = 1.0
 
 
 def table(rows: Iterable[PayloadRow]) -> pa.Table:
@@ -76,10 +73,10 @@ def _members(row: PayloadRow) -> dict[str, Any]:
     return {
         "request_date": row.request_time_ms // _DAY_MS,
         "databricks_request_id": row.request_id,
-        "client_request_id": row.client_request_id or _client_request_id(row.request),
+        "client_request_id": _client_request_id(row.request),
         "request_time": row.request_time_ms,
         "status_code": row.status_code,
-        "sampling_fraction": row.sampling_fraction,
+        "sampling_fraction": 1.0,
         "execution_duration_ms": round(row.execution_duration_ms),
         "request": _logged(request),
         "response": _logged(response),

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: The user name that goes with a token as the password, for clients that know Basic alone.
 _TOKEN_USER = "token"  # noqa: S105 a user name
+#: What proxies add to a request.
+_FORWARDED = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"})
 
 
 def caller(headers: Mapping[bytes, bytes], serves: Serves) -> Principal:
@@ -76,7 +78,7 @@ def _password(value: str) -> str:
 
 def _refuse_forwarded(headers: Mapping[bytes, bytes]) -> None:
     # A proxy on this machine speaks for anybody: what it says of them is all that tells it apart from a local client.
-    if b"x-forwarded-for" in headers or b"forwarded" in headers:
+    if not _FORWARDED.isdisjoint(headers):
         raise UnauthenticatedError(
             "A proxy passed this request on, and nobody was given a token yet: make tokens with `aiquery tokens "
             "create`, and start the server with --tokens-only."

@@ -23,6 +23,7 @@ _METADATA_ADDRESSES = frozenset(
         "fd00:ec2::254",  # Amazon, over IPv6
     )
 )
+#: What gateways between the two protocols put before an IPv4 address.
 _NAT64 = ip_network("64:ff9b::/96")
 
 
@@ -82,19 +83,20 @@ def is_loopback(host: str) -> bool:
 def _address(host: str) -> Address | None:
     with suppress(ValueError):
         address = ip_address(host.strip("[]").split("%")[0])
-        return _reached(address) if isinstance(address, IPv6Address) else address
+        # ::ffff:169.254.169.254 reaches the same machine as its IPv4 spelling.
+        return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
     with suppress(OSError):
         # The spellings that resolvers take as well: 2852039166, 0xA9FEA9FE, 169.254.43518.
         return IPv4Address(inet_aton(host.rstrip(".")))
     return None
 
 
-def _reached(address: IPv6Address) -> Address:
-    """Return the IPv4 address that an IPv6 one is another spelling of, or leads to through a gateway."""
-    if address in _NAT64:
-        return IPv4Address(address.packed[-4:])
-    return address.ipv4_mapped or address.sixtofour or address
-
-
 def _is_forbidden(address: Address | None) -> bool:
+    if isinstance(address, IPv6Address):
+        address = _behind_gateway(address) or address
     return address is not None and (address.is_link_local or address in _METADATA_ADDRESSES)
+
+
+def _behind_gateway(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that the gateway between the two protocols takes an IPv6 address to."""
+    return IPv4Address(address.packed[-4:]) if address in _NAT64 else address.sixtofour

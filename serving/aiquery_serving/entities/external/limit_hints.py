@@ -17,8 +17,9 @@ _SECONDS_OF_UNIT = (86_400.0, 3600.0, 60.0, 1.0, 0.001)
 
 def openai_hint(headers: Headers, _now: float) -> LimitHint | None:
     """Read `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`; None without them."""
-    found = [_allowance(headers, f"x-ratelimit-{{}}-{counted}", seconds) for counted in ("requests", "tokens")]
-    return LimitHint(requests=found[0], tokens=found[1]) if any(found) else None
+    requests = _allowance(headers, "x-ratelimit-{}-requests", seconds)
+    tokens = _allowance(headers, "x-ratelimit-{}-tokens", seconds)
+    return LimitHint(requests=requests, tokens=tokens) if requests or tokens else None
 
 
 def anthropic_hint(headers: Headers, now: float) -> LimitHint | None:

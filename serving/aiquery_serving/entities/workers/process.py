@@ -25,6 +25,7 @@ from aiquery_serving import errors
 from aiquery_serving.entities.workers.pipe import Pipe
 from aiquery_serving.errors import AiQueryError, ModelError
 from aiquery_serving.messages import Json
+from aiquery_serving.secrets import KEY_VARIABLE
 
 #: Called with the level (as `logging` counts) and the text of each line that a model prints or logs.
 OnLine: TypeAlias = Callable[[int, str], None]
@@ -254,6 +255,11 @@ class ModelProcess:
             _log.exception("A line of model %r was lost.", self._program.name)
 
 
+def _environment() -> dict[str, str]:
+    """Return what a model may see of this process's variables: not the key to everybody's secrets."""
+    return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+
+
 def _spawn(program: Program) -> tuple[subprocess.Popen[str], Pipe]:
     ours, theirs = socket.socketpair()
     boot = _BOOT.format(path=sys.path, descriptor=theirs.fileno(), threads=program.threads)
@@ -261,7 +267,7 @@ def _spawn(program: Program) -> tuple[subprocess.Popen[str], Pipe]:
         process = subprocess.Popen(  # noqa: S603 - it is this interpreter
             # A crash in native code then says where, and lines come when they are written.
             [sys.executable, "-u", "-X", "faulthandler", "-c", boot],
-            env={**os.environ, **program.environment},
+            env={**_environment(), **program.environment},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

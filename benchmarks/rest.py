@@ -43,7 +43,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(command: list[Any], *, ready: str | None, env: dict[str, str] | None = None) -> Iterator[int]:
-    """Run a program until the block ends; wait until `ready` answers anything at all."""
+    """Run a program until the block ends; wait until `ready` answers 200."""
     log = tempfile.NamedTemporaryFile("w+", suffix=".log", delete=False)  # noqa: SIM115 - the child writes it
     process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, env=env, start_new_session=True)
     try:
@@ -66,9 +66,7 @@ def await_answer(process: subprocess.Popen, url: str | None, log: str) -> None:
             raise RuntimeError(f"It did not start: {Path(log).read_text()[-500:]}")
         try:
             urllib.request.urlopen(url, timeout=2)
-        except urllib.error.HTTPError:
-            return
-        except OSError:
+        except OSError:  # not there yet, or still loading (503)
             time.sleep(0.1)
         else:
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 #: What a process has open beside connections, of clients and to providers.
 _OTHER_DESCRIPTORS: Final = 256
+_NAP_SECONDS: Final = 0.2
 
 
 def run(
@@ -43,14 +46,20 @@ def run(
     _allow_descriptors(2 * settings.max_connections + _OTHER_DESCRIPTORS)
     server = Server(workspace, settings, listener)
     end = counted(server.stop, lambda: server.stop(at_once=True))
-    _leave_what_stays()
+    warming = workspace.control.registry.warming
+    threading.Thread(target=_leave_what_stays, args=(warming,), name="aiquery-settle", daemon=True).start()
     with handled(dict.fromkeys(ends, end)):
         ready(server)
         server.wait()
 
 
-def _leave_what_stays() -> None:
-    """Keep modules and the like out of what the garbage collector looks through while requests wait."""
+def _leave_what_stays(warming: Callable[[], bool]) -> None:
+    """Keep modules and the like out of what the garbage collector looks through while requests wait.
+
+    What loading a model brings along (MLflow and its kin) takes it a tenth of a second, again and again.
+    """
+    while warming():
+        time.sleep(_NAP_SECONDS)
     gc.collect()
     gc.freeze()
 

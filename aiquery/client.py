@@ -5,7 +5,8 @@ from __future__ import annotations
 import getpass
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -306,15 +307,15 @@ class Workspace:
 
     def close(self) -> None:
         """Write what is still to be written and give connections back."""
-        self._registry.close()
-        engine_thread.run(self.control.external.close())
-        engine_thread.run(self._transport.close())
-        engine_thread.run(self.gateway.close())
-        self.payloads.close()
-        self._usage.close()
-        if "ledger" in self.__dict__:
-            self.ledger.close()
-        self._store.close()
+        with ExitStack() as last:  # one that cannot be closed keeps none of the others open; the last is closed first
+            last.callback(self._store.close)
+            if "ledger" in self.__dict__:
+                last.callback(self.ledger.close)
+            last.callback(self._usage.close)
+            last.callback(self.payloads.close)
+            for close in (self.gateway.close, self._transport.close, self.control.external.close):
+                last.callback(_run, close)
+            last.callback(self._registry.close)
 
     @property
     def _who(self) -> Principal:
@@ -356,6 +357,10 @@ def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, loo
     from aiquery_udfs import duckdb_engine
 
     duckdb_engine.register(connection, workspace.execution, look_ahead=look_ahead)
+
+
+def _run(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    engine_thread.run(close())
 
 
 def _pieces(streamed: Streamed) -> Iterator[Json]:

@@ -44,8 +44,7 @@ class Answering:
             if plan.rails is not None and call.guarded:
                 body = await plan.rails.check_output(body, partial(self._judge, plan))
         except BaseException as error:
-            if isinstance(error, AiQueryError):
-                error.attempts = call.attempts
+            _mark(error, call)
             entry.end(usage, error)
             raise
         entry.end(usage, None, body)
@@ -62,6 +61,7 @@ class Answering:
             await self._guard(call, plan)
             stream = await self._delivery.open(call, plan)
         except BaseException as error:
+            _mark(error, call)
             entry.end(error=error)
             raise
         # Counted first: what a guardrail refuses was paid for.
@@ -98,6 +98,12 @@ class Answering:
                 f"Endpoint '{endpoint}', which judges what endpoint '{guarded}' is asked and answers, gave no chat "
                 "completion."
             ) from error
+
+
+def _mark(error: BaseException, call: Call) -> None:
+    """Let an error say who was asked."""
+    if isinstance(error, AiQueryError):
+        error.attempts, error.served_entity = call.attempts, call.entity
 
 
 def _text(content: Any) -> str:

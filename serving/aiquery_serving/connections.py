@@ -13,7 +13,8 @@ from aiquery_serving.errors import ConfigurationError, EndpointExistsError, Endp
 from aiquery_serving.store import Store
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,255}")
-_REFERENCE = re.compile(r"\{\{\s*secrets/[^{}]+\}\}")
+#: A reference, after a scheme if there is one: `Bearer {{secrets/scope/key}}`.
+_REFERENCE = re.compile(r"(?:[A-Za-z][A-Za-z0-9-]*\s+)?\{\{\s*secrets/[^{}]+\}\}")
 #: Headers that hold a key, going by their names.
 _SECRET_HEADER = re.compile(r".*(authorization|cookie|api-?key|token|secret|password).*", re.IGNORECASE)
 
@@ -41,7 +42,7 @@ class HttpConnection:
         if self.bearer_token is not None:
             kept["Authorization"] = self.bearer_token
         for name, value in kept.items():
-            if not _REFERENCE.search(value):
+            if not _REFERENCE.fullmatch(value):
                 raise ConfigurationError(
                     f"Connection '{self.name}': the value of the header '{name}' is a key. Store it as a secret, and"
                     " refer to it as {{secrets/scope/key}}."

@@ -62,7 +62,7 @@ class Call:
 
     __slots__ = (
         "attempts", "body", "caller", "endings", "endpoint", "entity", "guarded", "job", "key", "meter", "patient",
-        "rows", "sent", "served_entity", "streamed",
+        "request_id", "rows", "sent", "served_entity", "streamed",
     )  # fmt: skip
 
     def __init__(
@@ -79,10 +79,11 @@ class Call:
         job: str = "",
         streamed: bool = False,
         guarded: bool = True,
+        request_id: str = "",
     ) -> None:
         self.endpoint, self.body, self.key = endpoint, body, key
         self.served_entity, self.caller, self.patient = served_entity, caller, patient
-        self.meter, self.job = meter or _UNMETERED, job
+        self.meter, self.job, self.request_id = meter or _UNMETERED, job, request_id
         self.rows, self.attempts, self.entity = rows, 0, ""
         self.sent: float | None = None
         self.streamed, self.guarded = streamed, guarded

@@ -55,8 +55,9 @@ class AiQueryError(Exception):
     retryable: ClassVar[bool] = False
     #: Seconds after which a retry may succeed, when somebody said so.
     retry_after: float | None = None
-    #: How often a served entity was asked for the request that failed.
+    #: How often a served entity was asked for the request that failed, and which was the last.
     attempts: int = 0
+    served_entity: str = ""
 
 
 class ConfigurationError(AiQueryError):

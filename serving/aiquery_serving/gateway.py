@@ -105,6 +105,7 @@ class Gateway:
         patient: bool = True,
         meter: Meter | None = None,
         job: str = "",
+        request_id: str = "",
     ) -> Response:
         """Answer one request, however long limits, retries and fallbacks take.
 
@@ -118,6 +119,7 @@ class Gateway:
             patient: Whether to wait for rate limits, or to be refused at once.
             meter: Counts every send, and may refuse it.
             job: The job that asks, for the record.
+            request_id: What an inference table calls the request; made up where it is empty.
 
         Raises:
             PermissionDeniedError: The caller may not query the endpoint.
@@ -126,8 +128,9 @@ class Gateway:
             AiQueryError: The endpoint cannot be asked, or did not answer after all retries.
         """
         call = Call(
-            endpoint, body, key=key, served_entity=served_entity, caller=caller, patient=patient, meter=meter, job=job
-        )
+            endpoint, body, key=key, served_entity=served_entity, caller=caller, patient=patient, meter=meter, job=job,
+            request_id=request_id,
+        )  # fmt: skip
         return await self._answering.answer(call, self._planned(endpoint, caller))
 
     async def stream(
@@ -138,6 +141,7 @@ class Gateway:
         served_entity: str | None = None,
         caller: str = "",
         patient: bool = True,
+        request_id: str = "",
     ) -> Streamed:
         """Begin to answer one request piece by piece (contract D.5).
 
@@ -150,13 +154,17 @@ class Gateway:
             served_entity: As in `invoke`.
             caller: As in `invoke`.
             patient: As in `invoke`.
+            request_id: As in `invoke`.
 
         Raises:
             As `invoke`, before the answer has begun.
         """
         options = body.get("stream_options")
         asked = {name: value for name, value in body.items() if name not in ("stream", "stream_options")}
-        call = Call(endpoint, asked, served_entity=served_entity, caller=caller, patient=patient, streamed=True)
+        call = Call(
+            endpoint, asked, served_entity=served_entity, caller=caller, patient=patient, streamed=True,
+            request_id=request_id,
+        )  # fmt: skip
         streamed = await self._answering.open(call, self._planned(endpoint, caller))
         streamed.usage_wanted = isinstance(options, Mapping) and bool(options.get("include_usage"))
         return streamed

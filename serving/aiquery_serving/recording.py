@@ -77,8 +77,10 @@ class Entry:
     def _logged(self, error: BaseException | None, answer: Answer, now: float) -> None:
         if self._recorder.payloads is None:
             return
+        named = {"request_id": self._call.request_id} if self._call.request_id else {}
         self._recorder.payloads.record(
             PayloadRow(
+                **named,
                 endpoint_id=self._plan.serving.endpoint_id,
                 request_time_ms=self._began_ms,
                 status_code=_status_code(error),

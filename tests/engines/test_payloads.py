@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from urllib.request import Request, urlopen
 
 import duckdb
 import pytest
@@ -59,6 +60,15 @@ def test_what_was_asked_and_answered_is_a_table(session, workspace):
     types = dict(zip(found.columns, map(str, found.types), strict=True))
     assert types["request_time"] == "TIMESTAMP WITH TIME ZONE"
     assert types["logging_error_codes"] == "VARCHAR[]"
+
+
+def test_the_table_calls_a_request_what_the_server_and_its_log_call_it(session, workspace):
+    with aiquery.serve(workspace) as server:
+        body = json.dumps({"messages": [{"role": "user", "content": "hello"}]}).encode()
+        request = Request(f"{server.url}/serving-endpoints/chat/invocations", body)
+        with urlopen(request) as answer:
+            named = answer.headers["x-request-id"]
+    assert payloads(session, "databricks_request_id") == [(named,)]
 
 
 def test_rows_of_a_query_are_logged_one_by_one(session):

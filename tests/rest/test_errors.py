@@ -187,3 +187,10 @@ def test_a_local_server_takes_no_token_and_any_until_the_first_is_given_out():
 )
 def test_a_strangers_web_page_cannot_ask_as_the_user_of_this_machine(server, headers, status):
     assert _asked(server, **headers).status_code == status
+
+
+def test_who_failed_is_in_the_log():
+    with serving_entities({"chat": Speaker(fails=errors.ProviderRequestError("too hot"))}) as server:
+        assert _asked(server).status_code == 400
+    (exchange,) = [exchange for exchange in server.records.exchanges if exchange.endpoint]
+    assert (exchange.status, exchange.served_entity) == (400, "only")

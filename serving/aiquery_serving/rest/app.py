@@ -83,6 +83,7 @@ class App:
         try:
             return await self._routed(headers, scope, receive, exchange)
         except AiQueryError as error:
+            exchange.served_entity = error.served_entity
             return error_reply(error)
         except Exception:
             _logger.exception("Request %s failed.", exchange.id)

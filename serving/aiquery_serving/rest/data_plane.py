@@ -74,15 +74,16 @@ async def answer(asked: Target, arrival: Arrival, serves: Serves) -> Answer:
     for observer in serves.observers:
         observer.asked(arrival.exchange)
     as_base64 = _prepare(serving.config.task, body)
+    who, request_id = arrival.who.name, arrival.exchange.id
     with Attended(arrival.receive, arrival.patience):
         if body.get("stream") is True and serving.config.task != EMBEDDINGS:
             streamed = await gateway.stream(
-                serving.name, body, served_entity=asked.served_entity, caller=arrival.who.name, patient=False
+                serving.name, body, served_entity=asked.served_entity, caller=who, patient=False, request_id=request_id
             )
             return await begun(streamed)
         body.pop("stream", None)
         response = await gateway.invoke(
-            serving.name, body, served_entity=asked.served_entity, caller=arrival.who.name, patient=False
+            serving.name, body, served_entity=asked.served_entity, caller=who, patient=False, request_id=request_id
         )
     return _whole(response, arrival, as_base64=as_base64)
 

@@ -26,7 +26,7 @@ CODES = {
     404: {"RESOURCE_DOES_NOT_EXIST"},
     413: {"BAD_REQUEST"},
 }
-bounded = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+bounded = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 
 rows = st.lists(
     st.dictionaries(st.sampled_from(["n", "s", "b", "t", "d", "l", "m", "o"]), values, max_size=8), max_size=4

@@ -180,7 +180,13 @@ class TestNothingMoreIsSentAfter:
         return oracles.asked.total() - before
 
     def test_an_interrupt(self, con, oracles):
-        threading.Timer(0.4, con.interrupt).start()
+        def interrupt():
+            deadline = time.monotonic() + 20
+            while not oracles.asked and time.monotonic() < deadline:
+                time.sleep(0.01)
+            con.interrupt()
+
+        threading.Thread(target=interrupt).start()
         with pytest.raises(duckdb.Error):
             con.execute(self.QUERY).fetchall()
 

@@ -200,12 +200,14 @@ def test_whatever_was_sent_nothing_stays(server):
 
     everything(2)
     descriptors, tasks, memory = held()
-    everything(5)
+    rounds = 5
+    everything(rounds)
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and (held()[0] > descriptors or held()[1] > tasks):
         time.sleep(0.05)
     after = held()
-    assert after[0] <= descriptors
+    # What leaks does so in every round; a connection to the provider that is kept for the next request does not.
+    assert after[0] - descriptors < rounds
     assert after[1] <= tasks
     assert after[2] - memory < 32 * 2**20
     assert httpx.post(server.url + INVOKE.decode(), content=HELLO).status_code == 200

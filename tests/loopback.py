@@ -110,8 +110,11 @@ class LoopbackServer:
         self.port = server.sockets[0].getsockname()[1]
         self._listening.set()
         await self._stop.wait()
+        # Connections that are being made just now are tasks. A closed server cannot make them, and leaks their
+        # sockets; once made they can be closed.
+        while len(asyncio.all_tasks(self._loop)) > 1:
+            await asyncio.sleep(0)
         server.close()
-        # Connections that are being made just now are tasks; then they are made, and can be closed.
         for _ in range(100):
             await asyncio.sleep(0.01)
             making = len(asyncio.all_tasks(self._loop)) > 1

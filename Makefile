@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 # The first Python that is new enough.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Torch belongs to those who use it. The tests take it along, and do without it if need be: make test TORCH=
+# Torch and what runs language models belong to those who use them. The tests take them along, and do without them
+# if need be: make test TORCH=
 TORCH  ?= torch==2.13.0
 # Tests that run at once: many of them wait.
 JOBS   ?= 2
@@ -30,7 +31,8 @@ $(VENV)/.dev: $(VENV)/.base
 	@if test -e $(VENV)/.made-by-make; then \
 	  echo 'Adding what the tests need to $(VENV): a minute or two.' && \
 	  $(BIN)/python -m pip install --quiet --editable '.[test,lint]' && \
-	  { test -z '$(TORCH)' || $(BIN)/python -m pip install --quiet '$(TORCH)' || true; } && touch $@; fi
+	  { test -z '$(TORCH)' || { $(BIN)/python -m pip install --quiet '$(TORCH)' && \
+	    $(BIN)/python -m pip install --quiet --editable '.[test-llm]'; } || true; } && touch $@; fi
 
 setup: $(VENV)/.dev ## Make .venv with everything the tests need
 
@@ -38,8 +40,8 @@ demo: $(VENV)/.base ## Split traffic between two real classifiers over a real ta
 	@$(BIN)/python examples/traffic_split.py
 
 test: $(VENV)/.dev ## Tests and doctests
-	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' || \
-	  printf '\n*** PyTorch is not installed (no wheel could be had): its models are NOT tested. ***\n\n'
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("torch") and u.find_spec("llguidance")))' || \
+	  printf '\n*** PyTorch, or what runs language models on it, is not installed (no wheel could be had): NOT tested. ***\n\n'
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 check: lint types arch test ## Everything CI runs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import logging
 import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from aiquery_serving.access import Access, Principal
+from aiquery_serving.chunk_sizes import ChunkSizes
 from aiquery_serving.clock import SystemClock
 from aiquery_serving.connections import Connections
-from aiquery_serving.control import ControlPlane, ExternalFunctions
-from aiquery_serving.endpoint import EndpointRecord, ServedEntity
-from aiquery_serving.entities.external import HttpTransport, load_external
-from aiquery_serving.entities.pyfunc import load_pyfunc
-from aiquery_serving.entities.workers import load_in_process
+from aiquery_serving.control import ControlPlane, ExternalFunctions, ModelAliases
+from aiquery_serving.endpoint import EndpointRecord
+from aiquery_serving.entities.external import HttpTransport
+from aiquery_serving.entities.loading import EntityLoader
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.job_log import JobLog
 from aiquery_serving.leases import Leases
 from aiquery_serving.ledger import Ledger
-from aiquery_serving.messages import Entity, Json
+from aiquery_serving.messages import Json, ReportingEntity
+from aiquery_serving.model_sources import ModelAlias, ModelSources
 from aiquery_serving.models import Models, default_uris
 from aiquery_serving.payload_log import PayloadLog
 from aiquery_serving.prices import Prices
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
 #: How long `query` waits for an endpoint whose first deployment is still loading, in seconds.
 FIRST_DEPLOYMENT_SECONDS = 300.0
-#: After how long without a request an isolated model that scales to zero gives its process up, in seconds.
-IDLE_SECONDS = 1800.0
 
 
 class Workspace:
@@ -74,7 +72,6 @@ class Workspace:
     def __init__(
         self, path: str | os.PathLike[str] | None = None, *, user: str | None = None, isolated: bool = False
     ) -> None:
-        self._isolated = isolated
         chosen = os.fspath(path) if path is not None else os.environ.get("AIQUERY_HOME", ".aiquery")
         self.path = None if chosen == ":memory:" else Path(chosen).absolute()
         self.user = user or os.environ.get("AIQUERY_USER") or getpass.getuser()
@@ -83,12 +80,13 @@ class Workspace:
         self._usage = UsageLog(self._store)
         self.job_log = JobLog(self._store)
         self.models = Models(*default_uris(self.path))
+        self.sources = ModelSources(self.models, self._store)
         self._transport = HttpTransport()
         self.clock = clock = SystemClock()
+        parts = self.sources, self.secrets, self._transport, ChunkSizes(self._store, clock)
+        loader = EntityLoader(*parts, isolated=isolated, home=self.path)
         self.access = Access(self._store, clock)
-        self._registry = Registry(
-            self._store, self.secrets, load=self._load, check=self._check, clock=clock
-        )  # fmt: skip
+        self._registry = Registry(self._store, self.secrets, load=loader.load, resolve=loader.resolve, clock=clock)
         self.payloads = PayloadLog(self.path, clock)
         self.control = ControlPlane(
             registry=self._registry,
@@ -97,13 +95,14 @@ class Workspace:
             served_log=ServedLog(self._store, clock.epoch_ms),
             external=ExternalFunctions(Connections(self._store), self.access, self.secrets),
             forget=self.payloads.forget,
+            foundation=loader.foundation,
         )
-        leases = Leases(self.path, clock) if self.path else None
+        self._aliases = ModelAliases(self.control, self.sources)
         self.gateway = Gateway(
             self._registry,
             clock=clock,
             usage=self._usage.record,
-            leases=leases,
+            leases=Leases(self.path, clock) if self.path else None,
             access=self.access,
             payloads=self.payloads,
         )
@@ -293,9 +292,51 @@ class Workspace:
         begin = self.gateway.stream(name, inputs, served_entity=served_model, caller=self.user, patient=wait)
         return _pieces(engine_thread.run(begin))
 
+    def alias_model(self, name: str, source: str, version: str = "") -> ModelAlias:
+        """Let `system.ai.<name>` stand for a model, and serve it as the endpoint `databricks-<name>` to everybody.
+
+        Nothing is loaded before the endpoint is asked. To name another model is to update it.
+
+        Args:
+            name: `databricks-<name>` or `system.ai.<name>`, which are one.
+            source: A folder in Hugging Face's format, a model on a hub (`organisation/model`), or a registered model.
+            version: The hub's revision, or the registered model's version; `models:/name/version` has it in it.
+
+        Raises:
+            ConfigurationError: The name is not legal or the endpoint is somebody else's, or there is no such model.
+            PermissionDeniedError: Only admins name models.
+        """
+        return self._aliases.alias(self._who, name, source, version)
+
+    def unalias_model(self, name: str) -> ModelAlias:
+        """Forget a name of a model and delete its endpoint; returns what it stood for.
+
+        Raises:
+            ConfigurationError: It stands for nothing.
+            PermissionDeniedError: Only admins name models.
+        """
+        return self._aliases.unalias(self._who, name)
+
+    def model_aliases(self) -> list[ModelAlias]:
+        """Return the names that were given to models, in their order."""
+        return self.sources.aliases()
+
     def usage(self) -> list[Json]:
         """Return calls, rows, errors, tokens and latency per endpoint and served entity."""
         return self._usage.totals()
+
+    def engines(self) -> list[Json]:
+        """Return what the engines of foundation models do in this process, per endpoint and served entity.
+
+        Each with `endpoint`, `served_entity`, `engine`, `device`, `loaded` and the numbers of
+        `aiquery_serving.llm.interface.EngineMetrics`, `prefix_hit_rate` among them.
+        """
+        return [
+            {"endpoint": endpoint, "served_entity": name, **entity.report()}
+            for endpoint, serving in sorted(self._registry.loaded().items())
+            for name, entity in serving.entities.items()
+            if isinstance(entity, ReportingEntity)
+        ]
 
     def invocations(self) -> list[tuple[Any, ...]]:
         """Return every invocation, as the fields of `usage.Invocation`."""
@@ -320,26 +361,6 @@ class Workspace:
     @property
     def _who(self) -> Principal:
         return self.access.principal(self.user)
-
-    def _check(self, entity: ServedEntity) -> None:
-        if entity.entity_name is not None:
-            self.models.check(entity.entity_name, entity.entity_version or "")
-
-    def _load(self, entity: ServedEntity, say: Callable[[str], None]) -> Entity:
-        if entity.external_model is not None:
-            return load_external(entity.external_model, resolve=self.secrets.resolve, transport=self._transport)
-        path = self.models.path(entity.entity_name or "", entity.entity_version or "")
-        environment = {name: self.secrets.resolve(value) for name, value in entity.environment_vars.items()}
-        if not self._isolated:
-            return load_pyfunc(path, name=entity.name, environment=environment)
-        return load_in_process(
-            path,
-            name=entity.name,
-            environment=environment,
-            on_line=lambda level, line: say(line) if level >= logging.INFO else None,
-            concurrency=entity.concurrency,
-            idle_seconds=IDLE_SECONDS if entity.scale_to_zero_enabled else None,
-        )
 
 
 def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, look_ahead: bool = False) -> None:

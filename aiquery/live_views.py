@@ -1,8 +1,9 @@
-"""Jobs, their answers, the usage and inference tables in a session's SQL.
+"""Jobs, their answers, usage, engines and inference tables in a session's SQL.
 
-`ai_jobs()`, `ai_results('job')`, `ai_usage()` and `ai_payloads('endpoint')`. DuckDB has no table functions in Python.
-But a macro can unnest the list that a scalar function returns. The list depends on the transaction, so it is made when
-a statement runs and not when it is planned. Inference tables are files: their list is all that Python gives.
+`ai_jobs()`, `ai_results('job')`, `ai_usage()`, `ai_engines()` and `ai_payloads('endpoint')`. DuckDB has no table
+functions in Python. But a macro can unnest the list that a scalar function returns. The list depends on the
+transaction, so it is made when a statement runs and not when it is planned. Inference tables are files: their list is
+all that Python gives.
 """
 
 from __future__ import annotations
@@ -45,6 +46,12 @@ _USAGE: Final = (
     "endpoint VARCHAR, served_entity VARCHAR, job VARCHAR, calls BIGINT, rows BIGINT, errors BIGINT,"
     " prompt_tokens BIGINT, completion_tokens BIGINT, cost DOUBLE, latency_p50_ms DOUBLE, latency_p99_ms DOUBLE"
 )
+_ENGINE: Final = (
+    "endpoint VARCHAR, served_entity VARCHAR, engine VARCHAR, device VARCHAR, loaded BOOLEAN, running BIGINT,"
+    " waiting BIGINT, finished BIGINT, preempted BIGINT, prompt_tokens BIGINT, cached_tokens BIGINT,"
+    " completion_tokens BIGINT, steps BIGINT, busy_seconds DOUBLE, kv_tokens BIGINT, kv_tokens_used BIGINT,"
+    " prefix_hit_rate DOUBLE"
+)
 _PAYLOAD: Final = (
     "request_date DATE, databricks_request_id VARCHAR, client_request_id VARCHAR, request_time TIMESTAMPTZ,"
     " status_code INTEGER, sampling_fraction DOUBLE, execution_duration_ms BIGINT, request VARCHAR, response VARCHAR,"
@@ -78,6 +85,7 @@ def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> Non
         _RESULT,
     )
     define("ai_usage()", this, ["BIGINT"], lambda _: _usage(workspace), _USAGE)
+    define("ai_engines()", this, ["BIGINT"], lambda _: workspace.engines(), _ENGINE)
     _define_payloads(connection, workspace, f"__aiquery_{number}_ai_payloads")
 
 

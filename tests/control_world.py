@@ -67,7 +67,7 @@ class World:
         self.failure = None
         self.forgotten = []
         self.registry = Registry(
-            store, self.secrets, load=self.load, check=lambda entity: Models().check("", entity.entity_version),
+            store, self.secrets, load=self.load, resolve=lambda entity: Models().check("", entity.entity_version) or entity,
             clock=clock,
         )  # fmt: skip
         self.control = ControlPlane(

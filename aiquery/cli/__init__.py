@@ -1,16 +1,17 @@
-"""The command line: `aiquery endpoints`, `secrets`, `tokens`, `query`, `sql`, `run`, `jobs`, `serve` and the rest."""
+"""The command line: `aiquery endpoints`, `models`, `secrets`, `query`, `sql`, `run`, `jobs`, `serve` and the rest."""
 
 from __future__ import annotations
 
 import sys
 
-from aiquery.cli import access, connections, doctor, endpoints, jobs, queries, records, secrets, serve
+from aiquery.cli import access, connections, doctor, endpoints, jobs, models, queries, records, secrets, serve
 from aiquery.cli.commands import Options, before_all, group
 
 app = group("aiquery", "ai_query for DuckDB: table rows against serving endpoints in your own process.")
 endpoints.add_to(app)
 secrets.add_to(app)
 connections.add_to(app)
+models.add_to(app)
 access.add_to(app)
 queries.add_to(app)
 jobs.add_to(app)

@@ -121,17 +121,18 @@ def _differing(declared: Declaration, record: EndpointRecord, current: EndpointC
 
 
 def _normal(config: EndpointConfig | None) -> EndpointConfig | None:
-    """Return a config without what says nothing: its number, and the order of its routes."""
+    """Return a config without what nobody declares: its number, the order of its routes, what models' files say."""
     if config is None:
         return None
+    entities = tuple(replace(entity, foundation_model=None) for entity in config.served_entities)
     routes = tuple(sorted(config.routes, key=lambda route: route.served_entity_name))
-    return replace(config, routes=routes, config_version=0)
+    return replace(config, served_entities=entities, routes=routes, config_version=0)
 
 
 def _check_models(config: EndpointConfig | None, workspace: Workspace) -> None:
     for entity in config.served_entities if config else ():
         if entity.entity_name is not None:
-            workspace.models.check(entity.entity_name, entity.entity_version or "")
+            workspace.sources.check(entity.entity_name, entity.entity_version or "")
 
 
 def _check_fixed(declared: Declaration, record: EndpointRecord) -> None:

@@ -54,7 +54,7 @@ class Server:
         metrics = Metrics(shared=settings.workers > 1)
         self._app = create_app(_serves(workspace, settings, metrics))
         outer = self._app if self._traces is None else self._traces.around(self._app)
-        self._uvicorn = _Uvicorn(outer, settings, self._app, metrics)
+        self._uvicorn = _Uvicorn(outer, settings, self._app, lambda: metrics.sample(workspace.engines()))
         workspace.control.registry.warm()
         # What has to be given back comes last: nothing fails after it.
         self._listener = listener or listening.listen(settings)
@@ -176,13 +176,13 @@ class _Uvicorn(uvicorn.Server):
         outer: What answers: the app, or the app with something around it.
         settings: How it listens.
         app: Is told when the server closes.
-        metrics: Is asked to look at the process.
+        sample: Is called once a second, to look at the process.
     """
 
-    def __init__(self, outer: Any, settings: Settings, app: App, metrics: Metrics) -> None:
+    def __init__(self, outer: Any, settings: Settings, app: App, sample: Callable[[], None]) -> None:
         super().__init__(_config(outer, settings))
         self.up = threading.Event()
-        self._settings, self._app, self._metrics = settings, app, metrics
+        self._settings, self._app, self._sample = settings, app, sample
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept connections."""
@@ -195,7 +195,7 @@ class _Uvicorn(uvicorn.Server):
             now = asyncio.get_running_loop().time()
             for connection in self._connections():
                 connection.tick(now, self._settings.header_seconds)
-            self._metrics.sample()
+            self._sample()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

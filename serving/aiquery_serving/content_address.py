@@ -33,6 +33,9 @@ def fingerprint(served: ServedEntity) -> bytes:
     if model is not None:
         model["config"] = _settings(model["config"])
     declared = [served.entity_name, served.entity_version, model]
+    if served.foundation_model:
+        # Its settings shape its answers: a system prompt, an adapter.
+        declared.append(dict(served.environment_vars))
     return xxhash.xxh3_128_digest(orjson.dumps(declared, option=orjson.OPT_SORT_KEYS))
 
 

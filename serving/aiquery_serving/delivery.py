@@ -123,7 +123,7 @@ class Delivery:
         plan = self._plans.known(endpoint)
         if plan is None:
             return None
-        holdups = (stop.lane.holdup() for stop in plan.stops.values())
+        holdups = (stop.holdup() for stop in plan.stops.values())
         return plan.admission.holdup() or next(filter(None, holdups), None)
 
     def admission(self, plan: Plan) -> Admission | None:
@@ -227,6 +227,25 @@ class Delivery:
         return await self._sent(call, plan, last)
 
     async def _sent(self, call: Call, plan: Plan, stop: Stop) -> Response | Stream:
+        """Send once to one entity, when the throughput that is provisioned for it can take the call."""
+        gate = stop.gate
+        if gate is None:
+            return await self._passed(call, plan, stop)
+        tokens = self._reserved(call, plan, math.inf)
+        taken = await gate.enter(tokens, patient=call.patient, again=call.attempts > 0, loaded=stop.loaded)
+        before = call.attempts
+        try:
+            answer = await self._passed(call, plan, stop)
+        except BaseException as error:
+            # What a call has used that was cancelled under way nobody knows.
+            unused = call.attempts == before or isinstance(error, AiQueryError)
+            gate.settle(taken, 0 if unused else tokens)
+            raise
+        gate.began()
+        _after(call, answer, lambda usage, _: gate.settle(taken, usage.total_tokens or tokens))
+        return answer
+
+    async def _passed(self, call: Call, plan: Plan, stop: Stop) -> Response | Stream:
         """Send once to one entity, when it can take the call."""
         size = partial(self._reserved, call, plan, math.inf)
         permit = await stop.lane.enter(size, patient=call.patient, again=call.attempts > 0)
@@ -254,7 +273,7 @@ class Delivery:
         call.attempts += 1
         call.entity, call.sent = stop.name, self._clock.now()
         try:
-            answer = await (stop.stream(call.body) if call.streamed else stop.send(call.body))
+            answer = await stop.ask(call.body, streamed=call.streamed, batch=call.patient)
         except AiQueryError as error:
             stop.lane.failed(permit, error)
             raise

@@ -7,6 +7,7 @@
     │   ├── PayloadTooLargeError    BAD_REQUEST               413
     │   ├── MediaTypeError          BAD_REQUEST               415
     │   ├── SlowRequestError        BAD_REQUEST               408
+    │   ├── ContextLengthError      BAD_REQUEST               400
     │   └── GuardrailError          BAD_REQUEST               400
     ├── UnauthenticatedError        UNAUTHENTICATED           401
     ├── PermissionDeniedError       PERMISSION_DENIED         403
@@ -18,6 +19,7 @@
     ├── EndpointNotReadyError       TEMPORARILY_UNAVAILABLE   503  retry
     ├── EndpointFailedError         RESOURCE_DOES_NOT_EXIST   404
     ├── TooManyRequestsError        REQUEST_LIMIT_EXCEEDED    429  retry
+    │   └── ThroughputError         REQUEST_LIMIT_EXCEEDED    429  retry
     ├── JobStoppedError             CANCELLED                 499
     │   └── BudgetReachedError      RESOURCE_EXHAUSTED        429
     ├── WorkspaceError              INTERNAL_ERROR            500
@@ -26,7 +28,8 @@
     └── InvocationError             INTERNAL_ERROR            500
         ├── CancelledCallError      CANCELLED                 499
         ├── ModelError              BAD_REQUEST               400
-        │   └── ModelCrashError     BAD_REQUEST               400
+        │   ├── ModelCrashError     BAD_REQUEST               400
+        │   └── EngineError         INTERNAL_ERROR            500  retry
         ├── OverloadedError         TEMPORARILY_UNAVAILABLE   503  retry
         └── ProviderError           INTERNAL_ERROR            502
             ├── ProviderRequestError      BAD_REQUEST              400
@@ -99,6 +102,12 @@ class SlowRequestError(InvalidRequestError):
 
     error_code = "BAD_REQUEST"
     http_status = 408
+
+
+class ContextLengthError(InvalidRequestError):
+    """A prompt, or what it asks for, is longer than the model's context."""
+
+    error_code = "BAD_REQUEST"
 
 
 class GuardrailError(InvalidRequestError):
@@ -193,6 +202,10 @@ class TooManyRequestsError(AiQueryError):
         self.retry_after = retry_after
 
 
+class ThroughputError(TooManyRequestsError):
+    """The throughput that is provisioned for a served entity is used up."""
+
+
 class JobStoppedError(AiQueryError):
     """A job may not send any more: its budget, its deadline, a pause or a cancel ended it."""
 
@@ -242,6 +255,14 @@ class ModelError(InvocationError):
 
 class ModelCrashError(ModelError):
     """The process of a model ended while it answered this request, twice."""
+
+
+class EngineError(ModelError):
+    """The engine of a foundation model failed over a request; another try may well succeed."""
+
+    error_code = "INTERNAL_ERROR"
+    http_status = 500
+    retryable = True
 
 
 class OverloadedError(InvocationError):

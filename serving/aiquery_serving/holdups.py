@@ -51,3 +51,23 @@ def silent(entity: str, seconds: float) -> str:
     """
     span = f"for {max(1, math.ceil(seconds))} s" if seconds < math.inf else "for now"
     return f"the provider of `{entity}` allows no call {span}"
+
+
+def provisioned(entity: str, rate: int) -> str:
+    """Say that the throughput is used up that a served entity has now, in tokens per second.
+
+    Examples:
+        >>> provisioned("llama", 1960)
+        'paced by 1,960 tokens/s of `llama`'
+    """
+    return f"paced by {rate:,} tokens/s of `{entity}`"
+
+
+def loading(entity: str) -> str:
+    """Say that a model is being loaded, because it was asked again after it had been unloaded.
+
+    Examples:
+        >>> loading("llama")
+        'waiting for `llama` to be loaded'
+    """
+    return f"waiting for `{entity}` to be loaded"

@@ -134,6 +134,27 @@ class RequestEntity(Protocol):
 
 
 @runtime_checkable
+class QueueingEntity(Protocol):
+    """A served entity with a queue of its own: it wants to know who can wait.
+
+    Its `send(body, *, batch=False)` and `stream(body, *, batch=False)` are those of `RequestEntity` and
+    `StreamingEntity`; `batch` says that the request may wait for others.
+    """
+
+    #: Always True.
+    queues: bool
+
+
+@runtime_checkable
+class ReportingEntity(Protocol):
+    """A served entity with an engine of its own, which says what that does and has done."""
+
+    def report(self) -> Json:
+        """Return the engine's name, its device, whether it is loaded, and its metrics. From any thread."""
+        ...
+
+
+@runtime_checkable
 class BatchEntity(Protocol):
     """A served entity that takes a whole Arrow batch at once, no Python object per row."""
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SQLITE = "sqlite:///"
+#: The files that say what a model is: MLflow's own, which comes first, and Hugging Face's.
+_DESCRIPTION = (
+    "MLmodel",
+    "model/config.json",
+    "model.sentence_transformer/config.json",
+    "peft/adapter_config.json",
+)
 #: The registries that workspaces of this process have by default.
 _OWN: set[str] = set()
 #: MLflow tells at length how it creates its tables; nobody asked.
@@ -90,15 +97,20 @@ class Models:
         """
         self._version(name, version)
 
-    def path(self, name: str, version: str) -> Path:
+    def path(self, name: str, version: str, *, weights: bool = True) -> Path:
         """Return the folder with a model version's files, downloaded if they are not on this machine.
+
+        Args:
+            name: The registered model.
+            version: A number or an alias.
+            weights: All files; else, of those that are not on this machine, only what says what the model is.
 
         Raises:
             ConfigurationError: There is no such model, version or alias, or its files are gone.
         """
         number = self._version(name, version)
         uri = self._source(name, number)
-        folder = _local_folder(uri) or self._downloaded(uri)
+        folder = _local_folder(uri) or (self._downloaded(uri) if weights else self._described(uri))
         if not (folder / "MLmodel").is_file():
             raise ConfigurationError(
                 f"Registered model '{name}' version {number} has no files any more: {folder} holds no "
@@ -163,22 +175,38 @@ class Models:
         return uri
 
     def _downloaded(self, uri: str) -> Path:
+        with self._lock:
+            if uri not in self._downloads:
+                self._downloads[uri] = self._fetched(uri, _passing_folder())
+            return self._downloads[uri]
+
+    def _described(self, uri: str) -> Path:
+        """Return a folder with the small files of a model, or with all where they were needed before."""
+        with self._lock:
+            whole, key = self._downloads.get(uri), f"{uri} described"
+            if whole is None and key not in self._downloads:
+                folder = _passing_folder()
+                self._fetched(f"{uri}/{_DESCRIPTION[0]}", folder)
+                for name in _DESCRIPTION[1:]:
+                    with suppress(ConfigurationError):  # no model has all of them
+                        self._fetched(f"{uri}/{name}", folder / Path(name).parent)
+                self._downloads[key] = folder
+            return whole or self._downloads[key]
+
+    def _fetched(self, uri: str, folder: Path) -> Path:
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
-        with self._lock:
-            if uri not in self._downloads:
-                try:
-                    local = download_artifacts(
-                        artifact_uri=uri,
-                        dst_path=str(_passing_folder()),
-                        tracking_uri=self.tracking_uri,
-                        registry_uri=self.registry_uri,
-                    )
-                except (MlflowException, OSError) as error:
-                    raise ConfigurationError(f"The files of the model at {uri} cannot be fetched: {error}") from error
-                self._downloads[uri] = Path(local)
-            return self._downloads[uri]
+        try:
+            local = download_artifacts(
+                artifact_uri=uri,
+                dst_path=str(folder),
+                tracking_uri=self.tracking_uri,
+                registry_uri=self.registry_uri,
+            )
+        except (MlflowException, OSError) as error:
+            raise ConfigurationError(f"The files of the model at {uri} cannot be fetched: {error}") from error
+        return Path(local)
 
     def _connected(self) -> Any:
         from mlflow import MlflowClient

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 
 from aiquery_serving.batching import halves
-from aiquery_serving.errors import AiQueryError, GuardrailError, ProviderRequestError, ProviderResponseError
+from aiquery_serving.errors import (
+    AiQueryError,
+    ContextLengthError,
+    GuardrailError,
+    ProviderRequestError,
+    ProviderResponseError,
+)
 from aiquery_serving.messages import Response
 
 
@@ -27,7 +33,7 @@ async def packed(
         run = runs.pop()
         try:
             answers += _vectors(await ask(inputs[run.start : run.stop]), len(run))
-        except (ProviderRequestError, GuardrailError) as error:
+        except (ProviderRequestError, ContextLengthError, GuardrailError) as error:
             if len(run) == 1:
                 answers.append(error)
             else:

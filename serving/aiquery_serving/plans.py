@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeGuard, cast
 
 from aiquery_serving.admission import Admission
@@ -20,6 +20,7 @@ from aiquery_serving.messages import (
     BatchEntity,
     Entity,
     MicrobatchedModel,
+    QueueingEntity,
     RequestEntity,
     Response,
     Stream,
@@ -30,6 +31,8 @@ from aiquery_serving.pacing import Lane, Turns
 from aiquery_serving.payload_log import is_logged
 from aiquery_serving.registry import Serving
 from aiquery_serving.streaming import in_one_piece, on_a_thread
+from aiquery_serving.throughput import provision
+from aiquery_serving.throughput_gate import ThroughputGate
 
 
 class Servings(Protocol):
@@ -41,15 +44,32 @@ class Servings(Protocol):
 
 
 class Stop:
-    """One served entity of one config, as the gateway reaches it."""
+    """One served entity of one config, as the gateway reaches it; by a gate if throughput is provisioned for it."""
 
-    __slots__ = ("entity", "lane", "name", "send", "served", "stream")
+    __slots__ = ("_queues", "_send", "_stream", "entity", "gate", "lane", "name", "served")
 
-    def __init__(self, served: ServedEntity, entity: Entity, lane: Lane) -> None:
+    def __init__(self, served: ServedEntity, entity: Entity, lane: Lane, gate: ThroughputGate | None = None) -> None:
         self.name = served.name
-        self.served, self.entity, self.lane = served, entity, lane
-        self.send = entity.send if isinstance(entity, RequestEntity) else self._query
-        self.stream = entity.stream if _streams(entity) else self._whole
+        self.served, self.entity, self.lane, self.gate = served, entity, lane, gate
+        self._queues = isinstance(entity, QueueingEntity)
+        self._send: Callable[..., Awaitable[Response]] = (
+            entity.send if isinstance(entity, RequestEntity) else self._query
+        )
+        self._stream: Callable[..., Awaitable[Stream]] = entity.stream if _streams(entity) else self._whole
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is there, as far as its entity says."""
+        return bool(getattr(self.entity, "loaded", True))
+
+    def holdup(self) -> str | None:
+        """Say in words what calls stand in line for, if any do."""
+        return (self.gate and self.gate.holdup()) or self.lane.holdup()
+
+    def ask(self, body: Mapping[str, Any], *, streamed: bool, batch: bool) -> Awaitable[Response | Stream]:
+        """Ask the entity; `batch` says that the request may wait for others, to who wants to know."""
+        ask: Callable[..., Awaitable[Response | Stream]] = self._stream if streamed else self._send
+        return ask(body, batch=batch) if self._queues else ask(body)
 
     async def _query(self, body: Mapping[str, Any]) -> Response:
         """Ask a model in this process: on a thread, for it may compute for long."""
@@ -58,11 +78,11 @@ class Stop:
             return Response(body=await entity.aquery(body))
         return Response(body=await asyncio.to_thread(entity.query, body))
 
-    async def _whole(self, body: Mapping[str, Any]) -> Stream:
+    async def _whole(self, body: Mapping[str, Any], **how: bool) -> Stream:
         """Answer piece by piece what may only know whole answers."""
         if getattr(self.entity, "can_stream", False):
             return await on_a_thread(cast("StreamingModel", self.entity).stream(body))
-        return in_one_piece((await self.send(body)).body)
+        return in_one_piece((await self._send(body, **how)).body)
 
 
 class Plan:
@@ -115,9 +135,21 @@ class Plan:
 def _stop(served: ServedEntity, entity: Entity, kept: Mapping[str, Stop], clock: Clock) -> Stop:
     """Reach an entity; one whose declaration is unchanged keeps what its lane has learned."""
     before = kept.get(served.name)
+    gate = _gate(served, before, clock)
     if before is not None and before.served == served:
-        return Stop(served, entity, before.lane)
-    return Stop(served, entity, Lane(served.name, served.concurrency, clock))
+        return Stop(served, entity, before.lane, gate)
+    return Stop(served, entity, Lane(served.name, served.concurrency, clock), gate)
+
+
+def _gate(served: ServedEntity, before: Stop | None, clock: Clock) -> ThroughputGate | None:
+    """Keep the throughput of an entity; one that has other bounds now goes on from where it was."""
+    declared = provision(served)
+    if declared is None:
+        return None
+    if before is None or before.gate is None:
+        return ThroughputGate(served.name, declared, clock)
+    before.gate.provision = declared
+    return before.gate
 
 
 def _streams(entity: Entity) -> TypeGuard[StreamingEntity]:

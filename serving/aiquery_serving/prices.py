@@ -91,10 +91,10 @@ class Prices:
             section, name, fields = external.provider, external.name, "input = 1.0, output = 2.0"
         else:
             section, name = ("endpoint", endpoint) if endpoint else ("entity", served.name)
-            fields = "call = 0.01"
+            fields = "input = 1.0, output = 2.0" if served.foundation_model else "call = 0.01"
         return (
             f"add {json.dumps(name)} = {{ {fields} }} under [{section}] to {self._file}, with your price in dollars "
-            f"per {'million tokens' if external else 'call'}"
+            f"per {'million tokens' if served.task else 'call'}"
         )
 
     def _first(self, names: list[tuple[str, str]]) -> Price | None:

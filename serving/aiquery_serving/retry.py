@@ -13,6 +13,7 @@ from aiquery_serving.errors import (
     ProviderResponseError,
     ProviderTimeoutError,
     ProviderUnavailableError,
+    ThroughputError,
 )
 
 _FALLBACK_WORTHY = (
@@ -21,6 +22,7 @@ _FALLBACK_WORTHY = (
     ProviderUnavailableError,
     ProviderTimeoutError,
     ProviderResponseError,
+    ThroughputError,
 )
 
 

@@ -97,8 +97,17 @@ CREATE TABLE served_log (
 CREATE INDEX served_log_by_entity ON served_log (endpoint_id, served_entity, kind, at_ms);
 """
 
+_FOUNDATION = """
+-- Names that stand for models which are not registered: a folder, a hub's name, or a registered model and version.
+CREATE TABLE model_aliases (name TEXT PRIMARY KEY, source TEXT NOT NULL, version TEXT NOT NULL);
+-- Tokens per second of one replica of a model on a device: what was told once stays so.
+CREATE TABLE throughput_chunks (
+    model TEXT NOT NULL, device TEXT NOT NULL, size INTEGER NOT NULL, PRIMARY KEY (model, device)
+);
+"""
+
 #: One script per schema version. Only ever append: files of every older version are out there.
-MIGRATIONS = (_FIRST_SCHEMA, _JOBS_IN_USAGE, _JOBS, _ACCESS)
+MIGRATIONS = (_FIRST_SCHEMA, _JOBS_IN_USAGE, _JOBS, _ACCESS, _FOUNDATION)
 
 _DAMAGED = (
     "The workspace file '{path}' is damaged or is not a workspace ({reason}). Nothing in it was"

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import warnings
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import mlflow
 import numpy as np
 import pytest
+import yaml
 from mlflow.types.agent import ChatAgentChunk, ChatAgentMessage, ChatAgentResponse
 from mlflow.types.responses import ResponsesAgentResponse, ResponsesAgentStreamEvent
 from providers import KEY, AnthropicServer, OpenAIServer
@@ -19,8 +21,14 @@ from sklearn.linear_model import LinearRegression
 
 import aiquery
 from aiquery.server import serve
+from aiquery_serving.chunk_sizes import ChunkSizes
 
 ADA, BOB = "ada@example.com", "bob@example.com"
+#: The language models of the contract's samples: how many versions there are, and the chunk of the last.
+PROVISIONED = {
+    "ml.llm-catalog.llama-13b": (3, 980), "system.ai.mistral_7b_instruct_v0_1": (2, 970),
+    "system.ai.mixtral_8x7b_instruct_v0_1": (3, 620), "system.ai.llama-4-maverick": (1, 3250),
+}  # fmt: skip
 
 
 class Talker(mlflow.pyfunc.ChatAgent):
@@ -68,8 +76,8 @@ def shares(**percentages):
     return {"routes": [{"served_model_name": name, "traffic_percentage": share} for name, share in percentages.items()]}
 
 
-def register(workspace):
-    """Log one model of each kind; the names of the contract's samples are further names of the first."""
+def register(workspace, llama):
+    """Log one model of each kind; the names of the contract's samples are further names of these."""
     with warnings.catch_warnings(record=True):  # MLflow has advice on what is defined there
         from custom_models import MODELS, logging_into
     line = LinearRegression().fit(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0.0, 1.0, 10.0]))
@@ -85,19 +93,24 @@ def register(workspace):
             line, name="model", registered_model_name="demo.shop.line", pip_requirements=[],
             serialization_format="skops",
         )  # fmt: skip
-        again(mlflow.MlflowClient())
+        client = mlflow.MlflowClient()
+        again(
+            client,
+            client.get_model_version("demo.shop.forecast_a", "1").source,
+            {"catalog.schema.model-A": 1, "catalog.schema.model-B": 1},
+        )
+        if llama is not None:
+            again(client, str(llama), {name: version for name, (version, _) in PROVISIONED.items()})
+            chunks = ChunkSizes(workspace._store, workspace.clock)
+            for name, (version, size) in PROVISIONED.items():
+                chunks.learn(f"{name}/{version}", size)
 
 
 def log(name, model, **more):
     mlflow.pyfunc.log_model(name="model", python_model=model, registered_model_name=name, pip_requirements=[], **more)
 
 
-def again(client):
-    source = client.get_model_version("demo.shop.forecast_a", "1").source
-    versions_of = {
-        "catalog.schema.model-A": 1, "catalog.schema.model-B": 1, "ml.llm-catalog.llama-13b": 3,
-        "system.ai.mistral_7b_instruct_v0_1": 2, "system.ai.mixtral_8x7b_instruct_v0_1": 3, "system.ai.llama-4-maverick": 1,
-    }  # fmt: skip
+def again(client, source, versions_of):
     for name, versions in versions_of.items():
         client.create_registered_model(name)
         for _ in range(versions):
@@ -126,7 +139,27 @@ def declare(workspace, openai, anthropic):
 
 
 @pytest.fixture(scope="session")
-def served(tmp_path_factory):
+def logged_llama(request, tmp_path_factory):
+    """A tiny language model as MLflow's transformers flavor logs it; None where nothing can run it."""
+    if not (find_spec("torch") and find_spec("llguidance")):
+        return None
+    folder = tmp_path_factory.mktemp("logged")
+    (folder / "model").symlink_to(request.getfixturevalue("llama"))
+    (folder / "components").mkdir()
+    (folder / "components" / "tokenizer").symlink_to(folder / "model")
+    flavor = {"inference_task": "llm/v1/chat", "model_binary": "model"}
+    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": {}, "transformers": flavor}}))
+    return folder
+
+
+@pytest.fixture
+def language_models(logged_llama):
+    if logged_llama is None:
+        pytest.skip("what runs language models is not installed: provisioned throughput is NOT tested")
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory, logged_llama):
     """The server: its `url`, the tokens `ada` and `bob`, its workspace, and the providers behind it.
 
     `chat_config` is what endpoint `chat` serves, for more endpoints like it.
@@ -136,7 +169,7 @@ def served(tmp_path_factory):
             patch.delenv(name, raising=False)
         folder = tmp_path_factory.mktemp("served") / "workspace"
         with OpenAIServer() as openai, AnthropicServer() as anthropic, aiquery.Workspace(folder, user=ADA) as workspace:
-            register(workspace)
+            register(workspace, logged_llama)
             declare(workspace, openai, anthropic)
             ada, _ = workspace.access.create_token(ADA, by=ADA)
             bob, _ = workspace.access.create_token(BOB, by=ADA)

@@ -223,6 +223,7 @@ def test_telemetry_is_for_models_of_our_own(endpoints, small, loaded):
     assert endpoints.patch_telemetry_config("t").telemetry_config is None
 
 
+@pytest.mark.usefixtures("language_models")
 def test_provisioned_throughput(endpoints, loaded):
     served = sdk.PtServedModel("ml.llm-catalog.llama-13b", 50, entity_version="3", name="llama")
     config = sdk.PtEndpointCoreConfig(served_entities=[served], traffic_config=shares(llama=100))

@@ -233,14 +233,14 @@ def test_two_external_models_with_half_of_the_traffic_each(sent, served):
     assert [route["traffic_percentage"] for route in created["config"]["traffic_config"]["routes"]] == [50, 50]
 
 
+@pytest.mark.usefixtures("language_models")
 def test_what_throughput_a_model_can_be_given(sent):
     path = f"{ENDPOINTS}/get-model-optimization-info/ml.llm-catalog.llama-13b/3"
     found = sent("GET", path, **{"Context-Type": "text/json"})
-    assert isinstance(found["optimizable"], bool)
-    if found["optimizable"]:
-        assert misfits({"model_type": "llama", "throughput_chunk_size": 980}, found) == []
+    assert found == {"optimizable": True, "model_type": "llama", "throughput_chunk_size": 980}
 
 
+@pytest.mark.usefixtures("language_models")
 @pytest.mark.parametrize(("path", "body"), [(ENDPOINTS, BOUNDS), (ENDPOINTS, TWO_MODELS), (f"{ENDPOINTS}/pt", UNITS)])
 def test_reserved_throughput(sent, served, path, body):
     asked = json.loads(body)
@@ -260,6 +260,7 @@ def test_reserved_throughput(sent, served, path, body):
         assert "burst_scaling_enabled" not in entity
 
 
+@pytest.mark.usefixtures("language_models")
 def test_more_model_units(sent, served):
     sent("POST", f"{ENDPOINTS}/pt", UNITS)
     served.workspace.wait("pt-ep", 30)

@@ -75,7 +75,7 @@ def test_what_is_not_there_is_named(server, provider, path, body, named):
         ("chat/invocations", {**HELLO, "extra_params": ["x"]}, "extra_params"),
         ("completions/invocations", HELLO, "prompt"),
         ("embeddings/invocations", {"input": []}, "input"),
-        ("embeddings/invocations", {"input": [1]}, "input"),
+        ("embeddings/invocations", {"input": [1, "a"]}, "input"),
     ],
 )
 def test_a_wrong_query_is_told_which_part_of_it(server, provider, path, body, named):

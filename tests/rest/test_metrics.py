@@ -56,6 +56,18 @@ def test_latencies_fall_into_buckets_of_milliseconds():
     assert got["request_latency_ms_sum"] == pytest.approx(70_003)
 
 
+def test_engines_of_models_report_what_they_do():
+    metrics, labels = Metrics(), {"endpoint": "local", "served_entity": "tiny"}
+    numbers = {"running": 3, "waiting": 2, "completion_tokens": 70, "prefix_hit_rate": 0.5, "kv_tokens_used": 90}
+    metrics.sample([{**labels, **numbers, "engine": "torch", "device": "cpu"}])
+    got = values(metrics.export("local"), endpoint_name="local", served_entity_name="tiny")
+    assert got["engine_requests_running"] == 3
+    assert got["engine_requests_waiting"] == 2
+    assert got["engine_tokens_given"] == 70
+    assert got["engine_prefix_hit_ratio"] == 0.5
+    assert got["engine_kv_tokens_used"] == 90
+
+
 def test_requests_under_way_are_a_gauge():
     metrics, first, second = Metrics(), exchange(), exchange()
     metrics.asked(first)

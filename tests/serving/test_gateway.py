@@ -639,12 +639,12 @@ def test_what_calls_wait_for_is_said_in_words(world, script, declared, phrase):
     assert run(look()) == (phrase, None)
 
 
-def embedder(world, *, bad=(), too_large=99):
+def embedder(world, *, bad=(), too_large=99, refusal=errors.ProviderRequestError):
     def script(body):
         if len(body["input"]) > too_large:
             return errors.RequestTooLargeError("too many")
         if set(bad) & set(body["input"]):
-            return errors.ProviderRequestError("bad input")
+            return refusal("bad input")
         data = [{"index": at, "embedding": [float(word)]} for at, word in enumerate(body["input"])]
         return Response(body={"data": data[::-1]}, usage=Usage(len(data)))
 
@@ -660,14 +660,15 @@ def test_packed_embeddings_come_back_in_the_order_of_their_inputs(world):
     assert world.usage[0].rows == 3
 
 
+@pytest.mark.parametrize("refusal", [errors.ProviderRequestError, errors.ContextLengthError])
 @pytest.mark.parametrize("bad", [(), ("0",), ("7",), ("3", "4"), ("1", "38", "39")])
-def test_bad_inputs_are_searched_out_and_the_others_answered_once(world, bad):
-    entity = embedder(world, bad=bad)
+def test_bad_inputs_are_searched_out_and_the_others_answered_once(world, bad, refusal):
+    entity = embedder(world, bad=bad, refusal=refusal)
     world.serve({"a": entity})
     answers = run(world.gateway.embed("chat", [str(n) for n in range(40)]))
     for number, answer in enumerate(answers):
         if str(number) in bad:
-            assert isinstance(answer, errors.ProviderRequestError)
+            assert isinstance(answer, refusal)
         else:
             assert answer == [float(number)]
     assert sum(record.rows for record in world.usage if record.status == "ok") == 40 - len(bad)

@@ -110,14 +110,15 @@ class World:
             self.store,
             self.secrets,
             load=self.load,
-            check=self.check,
+            resolve=self.resolve,
             clock=self.clock,
         )
 
-    def check(self, entity):
+    def resolve(self, entity):
         self.during_check()
         if entity.entity_version == "404":
             raise ConfigurationError(f"Registered model '{entity.entity_name}' has no version 404.")
+        return entity
 
     def close(self):
         self.registry.close()
@@ -366,6 +367,32 @@ def test_changing_only_the_split_keeps_the_running_models(world, registry):
     assert registry.serving("e").entities == before.entities
     assert len(world.load.loaded) == 2
     assert not any(entity.retired for entity in before.entities.values())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "loads"),
+    [
+        ({"max_provisioned_throughput": 970}, {"min_provisioned_throughput": 0, "max_provisioned_throughput": 1940}, 1),
+        ({"max_provisioned_throughput": 970}, {"min_provisioned_throughput": 970, "max_provisioned_throughput": 970}, 2),
+        ({"provisioned_model_units": 50}, {"provisioned_model_units": 100, "burst_scaling_enabled": False}, 1),
+        ({"environment_vars": {"A": "1"}}, {"environment_vars": {"A": "1"}}, 1),
+        ({"environment_vars": {"A": "1"}}, {"environment_vars": {"A": "2"}}, 2),
+        ({"environment_vars": {"A": "{{secrets/s/a}}"}}, {"environment_vars": {"A": "{{secrets/s/a}}"}}, 2),
+        ({"workload_size": "Small"}, {"workload_size": "Medium"}, 2),
+    ],
+)
+def test_a_model_is_loaded_again_only_if_something_about_it_has_changed(world, registry, before, after, loads):
+    def declared(more):
+        config = custom()
+        return {"served_entities": [config["served_entities"][0] | more]}
+
+    registry.create({"name": "e", "config": declared(before)}, creator=ME)
+    registry.serving("e", wait=10)
+    registry.update_config("e", declared(after))
+    registry.wait_until_settled("e")
+    assert len(world.load.loaded) == loads
+    served = registry.serving("e").config.served_entities[0]
+    assert {member: getattr(served, member) for member in after} == after
 
 
 def test_an_external_entity_is_made_anew_because_its_secret_may_be_another(world, registry):
@@ -644,7 +671,7 @@ from aiquery_serving.store import Store
 
 store = Store(sys.argv[1])
 registry = Registry(
-    store, Secrets(store, key=None), load=lambda entity, say: time.sleep(60), check=lambda entity: None,
+    store, Secrets(store, key=None), load=lambda entity, say: time.sleep(60), resolve=lambda entity: entity,
     clock=SystemClock(),
 )
 entity = {"name": "current", "entity_name": "c.s.model-A", "entity_version": "1"}

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from aiquery_serving.entities.pyfunc import load_pyfunc
-from aiquery_serving.entities.workers import ProcessModel, load_in_process
+from aiquery_serving.entities.workers import ProcessModel, Replicas, load_in_process
 from aiquery_serving.errors import (
     AiQueryError,
     InvalidRequestError,
@@ -139,7 +139,7 @@ def served(path, **options):
 
 @pytest.fixture(scope="module")
 def odd(odd_path):
-    with served(odd_path, concurrency=4) as model:
+    with served(odd_path, replicas=Replicas(each=4)) as model:
         yield model
 
 
@@ -155,7 +155,7 @@ def pid_of(model):
     return int(answers(model, "pid")[0])
 
 
-def until(happened, seconds=20):
+def until(happened, seconds=40):
     """Wait for another process to do something."""
     end = time.monotonic() + seconds
     while not happened():
@@ -264,7 +264,7 @@ def test_variables_are_set_in_the_models_process_only_and_nobody_prints_them(odd
     with served(odd_path, environment={"ODD_KEY": "sesame"}) as model:
         assert answers(model, "env:ODD_KEY") == ["sesame"]
         assert "ODD_KEY" not in os.environ
-        assert "sesame" not in repr(model._replicas[0]._program)
+        assert "sesame" not in repr(model._crew._program)
 
 
 def test_answers_do_not_wait_for_who_takes_the_models_lines(odd_path):
@@ -339,12 +339,83 @@ def test_only_the_guilty_one_of_a_batch_fails(odd):
 
 
 def test_other_processes_of_the_model_go_on(odd_path):
-    with served(odd_path, replicas=2, concurrency=1) as model:
+    with served(odd_path, replicas=Replicas(2, 2, 1)) as model:
         first = pid_of(model)
         with pytest.raises(ModelCrashError):
             answers(model, "exit")
         assert pid_of(model) != first
         assert answers(model, "a") == ["A"]
+
+
+def test_a_request_is_asked_again_of_a_process_that_runs_already(odd_path, tmp_path):
+    with served(odd_path, replicas=Replicas(2, 2, 2)) as model:
+        everybody = {place.process._process.pid for place in model._crew._places}
+        first = pid_of(model)
+        assert answers(model, f"once:{tmp_path / 'ended'}", "pid") == ["ONCE", str(*everybody - {first})]
+        until(lambda: all(place.runs for place in model._crew._places))
+        again = {place.process._process.pid for place in model._crew._places}
+        assert len(again & everybody) == 1, "the other one was replaced, though nobody asked"
+
+
+def test_nobody_is_beside_a_request_that_is_asked_again(odd_path, tmp_path):
+    with served(odd_path, replicas=Replicas(2, 2, 2)) as model:
+        guilty = [in_background(answers, model, "exit") for _ in range(2)]
+        innocent = [in_background(answers, model, f"nap:{tmp_path / name}") for name in "abc"]
+        assert [type(outcome()) for outcome in guilty] == [ModelCrashError] * 2
+        assert [outcome() for outcome in innocent] == [["NAP"]] * 3
+
+
+# --- as many as there is work for ------------------------------------------------------------------
+
+
+def pids(model):
+    return {place.process._process.pid for place in model._crew._places if place.runs}
+
+
+def test_load_starts_a_second_process_and_idleness_ends_it(odd_path, tmp_path):
+    with served(odd_path, replicas=Replicas(1, 2, 4), idle_seconds=1.0) as model:
+        (first,) = pids(model)
+        busy = [in_background(answers, model, f"wait:{tmp_path / str(number)}") for number in range(8)]
+        until(lambda: len(list(tmp_path.glob("*.begun"))) == 8)
+        assert len(pids(model)) == 2
+        for number in range(8):
+            (tmp_path / str(number)).touch()
+        assert [outcome() for outcome in busy] == [["WAIT"]] * 8
+        until(lambda: pids(model) == {first})
+        assert answers(model, "pid") == [str(first)]
+
+
+def test_one_process_answers_while_the_other_is_busy(odd_path, tmp_path):
+    with served(odd_path, replicas=Replicas(2, 2, 1)) as model:
+        busy = in_background(answers, model, f"wait:{tmp_path / 'free'}")
+        until((tmp_path / "free.begun").exists)
+        assert answers(model, "a", "b") == ["A", "B"]
+        (tmp_path / "free").touch()
+        assert busy() == ["WAIT"]
+
+
+def test_requests_that_arrive_on_the_event_loop_start_processes_too(odd_path, tmp_path):
+    async def run(model):
+        files = [tmp_path / str(number) for number in range(3)]
+        asked = [asyncio.create_task(model.aquery(rows(f"wait:{file}"))) for file in files]
+        await asyncio.to_thread(until, lambda: len(pids(model)) == 3)
+        for file in files:
+            file.touch()
+        await asyncio.gather(*asked)
+
+    with served(odd_path, replicas=Replicas(1, 3, 1)) as model:
+        asyncio.run(run(model))
+
+
+def test_a_further_process_that_does_not_start_is_told_of_and_the_first_goes_on(odd_path, tmp_path, monkeypatch):
+    heard = []
+    with served(odd_path, replicas=Replicas(1, 2, 1), on_line=lambda level, line: heard.append(line)) as model:
+        monkeypatch.setenv("ODD_LOAD", "raise")
+        busy = in_background(answers, model, f"wait:{tmp_path / 'free'}")
+        waiting = in_background(answers, model, "a")
+        until(lambda: any("One more process did not start" in line and "no weights" in line for line in heard))
+        (tmp_path / "free").touch()
+        assert (busy(), waiting()) == (["WAIT"], ["A"])
 
 
 # --- starting and ending ---------------------------------------------------------------------------
@@ -386,16 +457,6 @@ def test_a_retired_model_finishes_what_it_was_asked(odd_path, tmp_path):
         until(lambda: not is_running(pid))
 
 
-def test_an_idle_process_ends_and_the_next_request_starts_one(odd_path):
-    with served(odd_path) as model:
-        pid = pid_of(model)
-        model.stop_idle(60)
-        assert is_running(pid)
-        model.stop_idle(0)
-        assert not is_running(pid)
-        assert pid_of(model) != pid
-
-
 def test_a_model_does_not_see_the_key_to_the_secrets_of_others(odd_path, monkeypatch):
     monkeypatch.setenv("AIQUERY_SECRET_KEY", "k" * 44)
     monkeypatch.setenv("ODD_COLOUR", "red")
@@ -404,11 +465,19 @@ def test_a_model_does_not_see_the_key_to_the_secrets_of_others(odd_path, monkeyp
         assert model.query({"dataframe_records": asked})["predictions"] == ["none", "red", "big"]
 
 
-def test_a_model_that_scales_to_zero_does_so_by_itself(odd_path):
-    with served(odd_path, idle_seconds=0.2) as model:
-        pid = pid_of(model)
-        until(lambda: not is_running(pid))
+def test_a_model_that_scales_to_zero_ends_by_itself_and_the_next_request_starts_it(odd_path):
+    with served(odd_path, replicas=Replicas(0, 1, 4), idle_seconds=0.2) as model:
+        for _ in range(2):
+            pid = pid_of(model)
+            until(lambda gone=pid: not is_running(gone))
         assert pid_of(model) != pid
+
+
+def test_an_idle_model_stays_up_where_one_process_has_to_run(odd_path):
+    with served(odd_path, idle_seconds=0.05) as model:
+        pid = pid_of(model)
+        time.sleep(0.3)
+        assert pid_of(model) == pid
 
 
 def test_a_process_does_not_outlive_the_one_that_started_it(odd_path):
@@ -428,7 +497,7 @@ def test_a_process_does_not_outlive_the_one_that_started_it(odd_path):
 
 
 def test_no_more_requests_run_at_once_than_the_process_takes(odd_path, tmp_path):
-    with served(odd_path, concurrency=1) as model:
+    with served(odd_path, replicas=Replicas(each=1)) as model:
         first = in_background(answers, model, f"wait:{tmp_path / 'one'}")
         until((tmp_path / "one.begun").exists)
         second = in_background(answers, model, f"wait:{tmp_path / 'two'}")
@@ -457,7 +526,7 @@ def test_hanging_up_stops_the_model(odd, tmp_path):
     next(stream)
     stream.close()
     until(lambda: seen.read_text() == "closed")
-    assert all(replica.in_flight == 0 for replica in odd._replicas)
+    assert all(place.in_flight == 0 for place in odd._crew._places)
 
 
 def test_an_answer_that_had_begun_is_not_begun_again(odd):

@@ -121,6 +121,11 @@ def test_every_error_of_the_core_has_a_translation():
 
     for kind in all_of(core.AiQueryError):
         if kind.__module__ == core.__name__:
-            more = {core.TooManyRequestsError: {"retry_after": 1.0}, core.GuardrailError: {"finish_reason": "f"}}
+            late = {"retry_after": 1.0}
+            more = {
+                core.TooManyRequestsError: late,
+                core.ThroughputError: late,
+                core.GuardrailError: {"finish_reason": "f"},
+            }
             source = kind("e", **more.get(kind, {}))
             assert "SQLSTATE: " in str(errors.from_gateway(source))

@@ -2,6 +2,15 @@
 
 from aiquery_serving.control.external_functions import ExternalAnswer, ExternalFunctions, connection_output
 from aiquery_serving.control.interfaces import Interface, Interfaces
+from aiquery_serving.control.model_aliases import ModelAliases
 from aiquery_serving.control.plane import ControlPlane
 
-__all__ = ["ControlPlane", "ExternalAnswer", "ExternalFunctions", "Interface", "Interfaces", "connection_output"]
+__all__ = [
+    "ControlPlane",
+    "ExternalAnswer",
+    "ExternalFunctions",
+    "Interface",
+    "Interfaces",
+    "ModelAliases",
+    "connection_output",
+]

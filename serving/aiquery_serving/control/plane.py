@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiquery_serving.access import CAN_MANAGE, CAN_VIEW, SERVICE_PRINCIPAL, Access, Grant, Principal
 from aiquery_serving.control.interfaces import Interface, Interfaces
+from aiquery_serving.control.named_models import check_models
 from aiquery_serving.control.named_secrets import check_secrets
 from aiquery_serving.control.permissions import LEVELS, permissions_output
-from aiquery_serving.endpoint import EndpointRecord
+from aiquery_serving.endpoint import EndpointRecord, FoundationModel
 from aiquery_serving.errors import ConfigurationError, EndpointNotFoundError
 from aiquery_serving.messages import Json
 from aiquery_serving.served_log import BUILD, SERVE, ServedLog
@@ -32,8 +33,8 @@ class ControlPlane:
 
     Every operation takes who asks first, and raises PermissionDeniedError when they may not: to see an endpoint
     takes CAN_VIEW, to change anything about it CAN_MANAGE, and anybody who is known may create one, and then
-    manages it. Secrets of the workspace are named by admins alone. Besides, all of them raise WorkspaceError when the
-    workspace cannot be read or written.
+    manages it. Secrets of the workspace, folders and models on a hub are named by admins alone. Besides, all of them
+    raise WorkspaceError when the workspace cannot be read or written.
 
     Attributes:
         registry: The endpoints.
@@ -42,6 +43,8 @@ class ControlPlane:
         served_log: What served entities said.
         external: The named connections to other HTTP services.
         forget: Called with the id of an endpoint that was deleted, to delete what else is kept of it.
+        foundation: Says what a foundation model of a name and version is, with its throughput chunk; None of a custom
+            one. Raises ConfigurationError when there is none at all.
     """
 
     registry: Registry
@@ -50,6 +53,7 @@ class ControlPlane:
     served_log: ServedLog
     external: ExternalFunctions
     forget: Callable[[str], object] = lambda _: None
+    foundation: Callable[[str, str], FoundationModel | None] | None = None
 
     def create(self, who: Principal, body: Body) -> Json:
         """Create an endpoint and begin to load what it serves.
@@ -58,7 +62,7 @@ class ControlPlane:
             ConfigurationError: The declaration breaks a rule, or names an unknown model.
             EndpointExistsError: The name is taken.
         """
-        check_secrets(who, body)
+        _check_named(who, body)
         return self._shown(who, self.registry.create(body, creator=who.name))
 
     def create_pt(self, who: Principal, body: Body) -> Json:
@@ -68,7 +72,7 @@ class ControlPlane:
             ConfigurationError: The declaration breaks a rule, or names an unknown model.
             EndpointExistsError: The name is taken.
         """
-        check_secrets(who, body)
+        _check_named(who, body)
         return self._shown(who, self.registry.create(body, creator=who.name, provisioned=True))
 
     def get(self, who: Principal, name: str) -> Json:
@@ -111,7 +115,7 @@ class ControlPlane:
             EndpointNotFoundError: There is no endpoint of that name.
             UpdateConflictError: Another update is in progress.
         """
-        check_secrets(who, body, self.require(who, name, CAN_MANAGE))
+        _check_named(who, body, self.require(who, name, CAN_MANAGE))
         return self._shown(who, self.registry.update_config(name, body))
 
     def update_pt_config(self, who: Principal, name: str, body: Body) -> Json:
@@ -122,7 +126,7 @@ class ControlPlane:
             EndpointNotFoundError: There is no endpoint of that name.
             UpdateConflictError: Another update is in progress.
         """
-        check_secrets(who, body, self.require(who, name, CAN_MANAGE))
+        _check_named(who, body, self.require(who, name, CAN_MANAGE))
         return self._shown(who, self.registry.update_config(name, body, provisioned=True))
 
     def update_rate_limits(self, who: Principal, name: str, body: Body) -> Json:
@@ -253,17 +257,21 @@ class ControlPlane:
         self._with_id(who, endpoint_id, CAN_VIEW)
         return {"permission_levels": list(LEVELS)}
 
-    def optimization_info(self, _who: Principal, model: str, version: str) -> Json:
-        """Say whether throughput can be reserved for a registered model: no engine here does so yet.
+    def optimization_info(self, who: Principal, model: str, version: str) -> Json:
+        """Say whether throughput can be provisioned for a model, and in which steps: not for custom ones.
 
         Raises:
             EndpointNotFoundError: There is no such model or version.
         """
+        check_models(who, {"entity_name": model})
         try:
-            self.models.check(model, version)
+            found = self._foundation(model, version)
         except ConfigurationError as error:
             raise EndpointNotFoundError(str(error)) from error
-        return {"optimizable": False}
+        if found is None:
+            return {"optimizable": False}
+        chunk = found.throughput_chunk_size
+        return {"optimizable": True, "model_type": found.model_type, "throughput_chunk_size": chunk}
 
     def require(self, who: Principal, name: str, level: str) -> EndpointRecord:
         """Let pass who has a level of permission on an endpoint, and return it.
@@ -275,6 +283,12 @@ class ControlPlane:
         record = self.registry.record(name)
         self.access.require(record.name, record.id, record.creator, who, level)
         return record
+
+    def _foundation(self, model: str, version: str) -> FoundationModel | None:
+        if self.foundation is not None:
+            return self.foundation(model, version)
+        self.models.check(model, version)
+        return None
 
     def _permissions(self, record: EndpointRecord) -> Json:
         creator = self.access.principal(record.creator) if record.creator else None
@@ -301,6 +315,11 @@ class ControlPlane:
 
     def _level(self, who: Principal, endpoint: Json) -> str | None:
         return self.access.level(endpoint["id"], endpoint["creator"], who)
+
+
+def _check_named(who: Principal, body: Body, record: EndpointRecord | None = None) -> None:
+    check_secrets(who, body, record)
+    check_models(who, body, record)
 
 
 def _grants(body: Body) -> list[Grant]:

@@ -3,14 +3,17 @@
 from aiquery_serving.endpoint.config import MAX_SERVED_ENTITIES, AutoCapture, EndpointConfig, Route, check_update
 from aiquery_serving.endpoint.entity import (
     CPU_TYPES,
+    ENGINE_CONCURRENCY,
     EXTERNAL_CONCURRENCY,
     EXTERNAL_TASKS,
     GPU_TYPES,
     PROVIDER_BLOCKS,
     WORKLOAD_CONCURRENCY,
     ExternalModel,
+    FoundationModel,
     Kind,
     ServedEntity,
+    loaded_as,
 )
 from aiquery_serving.endpoint.rate_limit import RATE_LIMIT_KEYS, RateLimit
 from aiquery_serving.endpoint.record import EndpointRecord
@@ -18,6 +21,7 @@ from aiquery_serving.endpoint.rules import MAX_NAME_LENGTH, check_endpoint_name
 
 __all__ = [
     "CPU_TYPES",
+    "ENGINE_CONCURRENCY",
     "EXTERNAL_CONCURRENCY",
     "EXTERNAL_TASKS",
     "GPU_TYPES",
@@ -30,10 +34,12 @@ __all__ = [
     "EndpointConfig",
     "EndpointRecord",
     "ExternalModel",
+    "FoundationModel",
     "Kind",
     "RateLimit",
     "Route",
     "ServedEntity",
     "check_endpoint_name",
     "check_update",
+    "loaded_as",
 ]

@@ -63,9 +63,8 @@ class EndpointConfig:
 
     @property
     def task(self) -> str | None:
-        """The task of an external endpoint; None for custom models."""
-        external = self.served_entities[0].external_model
-        return external.task if external else None
+        """What the endpoint does, as its external or foundation models say; None for custom models."""
+        return self.served_entities[0].task
 
 
 def check_update(old: EndpointConfig, new: EndpointConfig) -> None:
@@ -105,13 +104,13 @@ def _check_entities(entities: tuple[ServedEntity, ...]) -> None:
     check_unique("served entities are named", [entity.name for entity in entities])
     require(
         len({entity.kind for entity in entities}) == 1,
-        "custom and external models cannot share an endpoint: create one endpoint for each kind",
+        f"{' and '.join(sorted({entity.kind for entity in entities}))} models cannot share an endpoint: "
+        "create one endpoint for each kind",
     )
-    tasks = sorted({entity.external_model.task for entity in entities if entity.external_model})
+    tasks = sorted({entity.task for entity in entities if entity.task})
     require(
         len(tasks) <= 1,
-        f"external models of one endpoint must have one task, got {' and '.join(tasks)}: "
-        "create one endpoint for each task",
+        f"the models of one endpoint must have one task, got {' and '.join(tasks)}: create one endpoint for each task",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -13,6 +13,8 @@ from aiquery_serving.endpoint.rules import check_name, require, require_one_of
 WORKLOAD_CONCURRENCY = {"small": 4, "medium": 16, "large": 64}
 #: In flight at an external entity that declares no concurrency of its own.
 EXTERNAL_CONCURRENCY = 256
+#: In flight at a model whose engine puts requests together: enough for the next batch to wait behind this one.
+ENGINE_CONCURRENCY = 256
 CPU_TYPES = ("CPU", "CPU_MEDIUM", "CPU_LARGE")
 GPU_TYPES = (
     "GPU_SMALL",
@@ -71,8 +73,27 @@ class ExternalModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoundationModel:
+    """What the files of a language or embedding model of ours say about it.
+
+    `model_type` is the architecture's name, such as `llama`; `throughput_chunk_size` the tokens per second by which
+    its throughput is reserved, where it is (contract E).
+
+    Raises:
+        ConfigurationError: The task is unknown.
+    """
+
+    task: str
+    model_type: str = ""
+    throughput_chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        require_one_of("the task of a foundation model", self.task, EXTERNAL_TASKS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServedEntity:
-    """One model behind an endpoint.
+    """One model behind an endpoint. `foundation_model` is found in the model's files, never declared.
 
     Throughput is in tokens per second, concurrency in requests in flight. `repr` leaves the
     environment out, because people put keys there.
@@ -86,6 +107,7 @@ class ServedEntity:
     entity_name: str | None = None
     entity_version: str | None = None
     external_model: ExternalModel | None = None
+    foundation_model: FoundationModel | None = None
     workload_size: str | None = None
     workload_type: str = "CPU"
     scale_to_zero_enabled: bool = False
@@ -110,7 +132,15 @@ class ServedEntity:
     @property
     def kind(self) -> Kind:
         """Whose model this is."""
-        return Kind.EXTERNAL if self.external_model else Kind.CUSTOM
+        if self.external_model:
+            return Kind.EXTERNAL
+        return Kind.FOUNDATION if self.foundation_model else Kind.CUSTOM
+
+    @property
+    def task(self) -> str | None:
+        """What an external or a foundation model does; None for custom models."""
+        model = self.external_model or self.foundation_model
+        return model.task if model else None
 
     @property
     def is_provisioned(self) -> bool:
@@ -124,7 +154,26 @@ class ServedEntity:
             return self.max_provisioned_concurrency
         if self.external_model:
             return EXTERNAL_CONCURRENCY
+        if self.foundation_model:
+            return ENGINE_CONCURRENCY
         return WORKLOAD_CONCURRENCY[(self.workload_size or "small").lower()]
+
+
+def loaded_as(entity: ServedEntity) -> ServedEntity:
+    """Leave out what is declared of a served entity and changes while it runs: how much throughput is reserved for it.
+
+    Whether it may sleep stays in: a least throughput of 0, or none, lets it.
+    """
+    sleeps = entity.max_provisioned_throughput is not None and not entity.min_provisioned_throughput
+    model = entity.foundation_model
+    return replace(
+        entity,
+        foundation_model=model and replace(model, throughput_chunk_size=None),
+        min_provisioned_throughput=0 if sleeps else None,
+        max_provisioned_throughput=1 if sleeps else None,
+        provisioned_model_units=None,
+        burst_scaling_enabled=True,
+    )
 
 
 def _check_external(entity: ServedEntity) -> None:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, Kind, RateLimit
+from aiquery_serving.endpoint import EndpointConfig, EndpointRecord, Kind, RateLimit, loaded_as
 from aiquery_serving.errors import (
     AiQueryError,
     EndpointFailedError,
@@ -18,6 +18,7 @@ from aiquery_serving.registry.documents import Documents, Stored
 from aiquery_serving.registry.lifecycle import IN_PROGRESS, LoadFailure, fail, failure_text, succeed
 from aiquery_serving.registry.loading import Loader
 from aiquery_serving.registry.process import Owner, release
+from aiquery_serving.secrets import is_reference
 from aiquery_serving.wire import gateway_rate_limits
 
 if TYPE_CHECKING:
@@ -108,6 +109,11 @@ class Deployments:
         if self._clock.now() >= self._look_at:
             self._look()
         return self._ready.get(name) or self._first(name, wait)
+
+    def loaded(self) -> dict[str, Serving]:
+        """Return what is loaded, by endpoint."""
+        with self.changed:
+            return dict(self._ready)
 
     def deploy(self, record: EndpointRecord, config: EndpointConfig, owner: Owner) -> None:
         """Load a pending config and swap it in, at once or on a thread of its own.
@@ -214,12 +220,15 @@ class Deployments:
             held = self._held.get(record.name)
             if held is None or held.serving is None or held.endpoint_id != record.id:
                 return {}
-            before, entities = held.serving.config.served_entities, held.serving.entities
+            before = [loaded_as(entity) for entity in held.serving.config.served_entities]
+            entities = held.serving.entities
         return {
             entity.name: entities[entity.name]
             for entity in config.served_entities
             # Secrets may have changed behind the same references.
-            if entity in before and not entity.external_model and not entity.environment_vars
+            if loaded_as(entity) in before
+            and not entity.external_model
+            and not any(map(is_reference, entity.environment_vars.values()))
         }
 
     def _on_a_thread(self, name: str, work: Callable[..., None], *arguments: object) -> None:

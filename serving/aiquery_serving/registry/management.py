@@ -66,7 +66,8 @@ class Registry:
         load: Makes a served entity ready to answer. May take long for models of our own, which
             load on a thread of their own, and must not for external ones. It gets a function, too, that writes
             down what the entity says while it serves.
-        check: Raises ConfigurationError when a served entity names a model that does not exist.
+        resolve: Returns a served entity with what its model's files say of it, and raises ConfigurationError when
+            there is no such model.
         clock: The time.
     """
 
@@ -76,12 +77,12 @@ class Registry:
         secrets: Secrets,
         *,
         load: Callable[[ServedEntity, Say], Entity],
-        check: Callable[[ServedEntity], None],
+        resolve: Callable[[ServedEntity], ServedEntity],
         clock: Clock,
     ) -> None:
         self._store = store
         self._secrets = secrets
-        self._check_entity = check
+        self._resolve_entity = resolve
         self._clock = clock
         self._documents = Documents(store, clock.epoch_ms)
         loader = Loader(load, secrets, ServedLog(store, clock.epoch_ms), clock)
@@ -103,8 +104,7 @@ class Registry:
         stash = Stash(str(payload.get("name")), 1)
         declared = (parse_provisioned_create if provisioned else parse_create)(payload, stash=stash)
         self._refuse_existing(declared.name)
-        self._check(declared.config)
-        config = declared.config and with_old_capture(declared.config, None, declared.name)
+        config = declared.config and with_old_capture(self._resolved(declared.config), None, declared.name)
         record = self._new_record(declared, creator)
         with self._deployments.changed, self._store.write():
             self._refuse_existing(record.name)
@@ -174,10 +174,9 @@ class Registry:
         version = before.config.config_version + 1 if before.config else 1
         stash = Stash(name, version)
         config = _parsed(payload, before.config, version, stash, provisioned=provisioned)
-        config = with_old_capture(config, before.config, name)
+        config = with_old_capture(self._resolved(config), before.config, name)
         if before.config:
             check_update(before.config, config)
-        self._check(config)
         with self._deployments.changed, self._store.write():
             record = self._settled(name)
             if (record.id, record.config) != (before.id, before.config):
@@ -280,6 +279,10 @@ class Registry:
         """
         return self._deployments.serving(name, wait or 0.0)
 
+    def loaded(self) -> dict[str, Serving]:
+        """Return what is loaded in this process, by endpoint. Loads nothing; from any thread."""
+        return self._deployments.loaded()
+
     def warm(self) -> None:
         """Begin to load every endpoint that is in service, before anybody asks for it.
 
@@ -368,9 +371,8 @@ class Registry:
         if self._documents.find(name):
             raise EndpointExistsError(f"Endpoint with name '{name}' already exists. Choose another name, or update it.")
 
-    def _check(self, config: EndpointConfig | None) -> None:
-        for entity in config.served_entities if config else ():
-            self._check_entity(entity)
+    def _resolved(self, config: EndpointConfig) -> EndpointConfig:
+        return replace(config, served_entities=tuple(map(self._resolve_entity, config.served_entities)))
 
 
 def _parsed(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
+    from aiquery_serving.messages import Json
     from aiquery_serving.rest.messages import Exchange
     from aiquery_serving.usage import Invocation
 
@@ -32,6 +33,17 @@ SHARED_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 _CLIENT_ERRORS, _SERVER_ERRORS = 400, 500
 _ENDPOINT, _ENTITY = "endpoint_name", "served_entity_name"
+#: What is told of engines: the number in their report, the metric's name and what it is.
+_ENGINE_NUMBERS: Final = {
+    "running": ("engine_requests_running", "Requests in the batch of a model's engine"),
+    "waiting": ("engine_requests_waiting", "Requests that wait for room in the batch of a model's engine"),
+    "completion_tokens": ("engine_tokens_given", "Tokens that a model's engine has given since it was loaded"),
+    "prefix_hit_rate": (
+        "engine_prefix_hit_ratio",
+        "Share of prompts' tokens that were taken over rather than computed",
+    ),
+    "kv_tokens_used": ("engine_kv_tokens_used", "Tokens in the key-value memory of a model's engine"),
+}
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -83,6 +95,10 @@ class Metrics:
             "mem_usage_percentage", "Share of the machine's memory that the server uses",
             registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
+        self._engines = {
+            number: Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+            for number, (name, text) in _ENGINE_NUMBERS.items()
+        }
         self._registry = _of_all_processes() if shared else registry
         self._sampled = (time.monotonic(), time.process_time())
         # Finding a labelled counter takes longer than counting.
@@ -107,8 +123,11 @@ class Metrics:
             self._tokens_in.labels(*names).inc(invocation.prompt_tokens)
             self._tokens_out.labels(*names).inc(invocation.completion_tokens)
 
-    def sample(self) -> None:
-        """Note what the process uses of the machine, since the last time."""
+    def sample(self, engines: Iterable[Json] = ()) -> None:
+        """Note what the process uses of the machine, since the last time, and what engines of models report."""
+        for report in engines:
+            for number, gauge in self._engines.items():
+                gauge.labels(report["endpoint"], report["served_entity"]).set(report[number])
         at, used = time.monotonic(), time.process_time()
         passed = at - self._sampled[0]
         if passed > 0:

@@ -44,6 +44,14 @@ def many(schema: Json) -> Json:
     return {"type": "array", "items": schema}
 
 
+def _some(schema: Json) -> Json:
+    return {**many(schema), "minItems": 1}
+
+
+#: A text as a model's tokenizer has it.
+_TOKENS: Final = _some({"type": "integer", "minimum": 0})
+
+
 def one_of(*words: str) -> Json:
     """Return the schema of a few words."""
     return {"type": "string", "enum": list(words)}
@@ -245,11 +253,11 @@ ANSWERS: Final[dict[str, Json]] = {
         },
     ),
     "CompletionsRequest": _asked(
-        {"prompt": {"anyOf": [TEXT, {**many(TEXT), "minItems": 1}]}},
+        {"prompt": {"anyOf": [TEXT, _some(TEXT)]}},
         {"max_tokens": {"type": "integer", "minimum": 1}, "stream": SWITCH},
     ),
     "EmbeddingsRequest": _asked(
-        {"input": {"anyOf": [TEXT, {**many(TEXT), "minItems": 1}]}},
+        {"input": {"anyOf": [TEXT, _some(TEXT), _TOKENS, _some(_TOKENS)]}},
         {"dimensions": {"type": "integer", "minimum": 1}, "encoding_format": one_of("float", "base64")},
     ),
     "ChatCompletion": record(

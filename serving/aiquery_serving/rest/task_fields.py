@@ -8,6 +8,8 @@ from typing import Any, Final
 from aiquery_serving.errors import InvalidRequestError
 from aiquery_serving.messages import CHAT, COMPLETIONS, EMBEDDINGS, Json
 
+_Rule = Callable[[Any], bool]
+
 
 def check(task: str, body: Json) -> None:
     """Let a body pass whose fields the task can mean; it may have any others.
@@ -42,8 +44,21 @@ def _is_text_or_texts(value: Any) -> bool:
     return isinstance(value, str) or _are_texts(value)
 
 
+def _is_input(value: Any) -> bool:
+    """A text, texts, a text's tokens, or the tokens of several (as OpenAI's own clients send them)."""
+    return _is_text_or_texts(value) or _are_tokens(value) or _are_all(value, _are_tokens)
+
+
+def _are_tokens(value: Any) -> bool:
+    return _are_all(value, lambda item: isinstance(item, int) and not isinstance(item, bool) and item >= 0)
+
+
+def _are_all(value: Any, is_right: _Rule) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(map(is_right, value))
+
+
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(isinstance(item, str) for item in value)
+    return _are_all(value, lambda item: isinstance(item, str))
 
 
 def _is_number(value: Any) -> bool:
@@ -70,13 +85,11 @@ def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_Rule = Callable[[Any], bool]
-
 #: The field that a task cannot do without.
 _SUBJECTS: Final[Mapping[str, tuple[str, _Rule, str]]] = {
     CHAT: ("messages", _are_messages, "a list of at least one message, each an object with a 'role'"),
     COMPLETIONS: ("prompt", _is_text_or_texts, "a string or a list of strings"),
-    EMBEDDINGS: ("input", _is_text_or_texts, "a string or a list of strings"),
+    EMBEDDINGS: ("input", _is_input, "a string or a list of strings, or their tokens"),
 }
 
 #: What may be there; null is as good as nothing.

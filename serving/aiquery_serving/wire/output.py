@@ -125,7 +125,7 @@ def _type(config: EndpointConfig) -> str:
     if config.kind is Kind.EXTERNAL:
         return "EXTERNAL_MODEL"
     provisioned = any(entity.is_provisioned for entity in config.served_entities)
-    return "FOUNDATION_MODEL_API" if provisioned else "CUSTOM_MODEL"
+    return "FOUNDATION_MODEL_API" if provisioned or config.kind is Kind.FOUNDATION else "CUSTOM_MODEL"
 
 
 def _config(record: EndpointRecord) -> Json | None:
@@ -176,7 +176,7 @@ def _identity(entity: ServedEntity) -> Json:
 
 def _foundation_model(entity: ServedEntity) -> Json | None:
     name = entity.entity_name or ""
-    if not (entity.is_provisioned or name.startswith(_BUILT_IN)):
+    if not (entity.is_provisioned or entity.kind is Kind.FOUNDATION or name.startswith(_BUILT_IN)):
         return None
     return {"name": name, "display_name": name.rpartition(".")[2], "description": "", "docs": ""}
 

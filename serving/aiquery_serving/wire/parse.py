@@ -51,6 +51,8 @@ FormT = TypeVar("FormT", bound=Form)
 
 #: How many faults of one body are told at once.
 _TOLD = 5
+#: Models that need no version: folders, and those on a hub.
+_UNVERSIONED = re.compile(r"~|[^/]*/")
 _MESSAGES = {
     "missing": "is missing",
     "model_type": "should be a JSON object",
@@ -312,7 +314,7 @@ def _entity(form: EntityForm, path: str, task: str | None, stash: Stash) -> Serv
 def _check_registered(form: EntityForm, path: str) -> None:
     if not form.entity_name:
         raise ConfigurationError(f"{path} names no model: give entity_name and entity_version, or external_model")
-    if not form.entity_version:
+    if not form.entity_version and not _UNVERSIONED.match(form.entity_name):
         raise ConfigurationError(f"{path}: entity_version is missing; say which version of {form.entity_name} to serve")
 
 
@@ -321,8 +323,13 @@ def _default_name(form: EntityForm) -> str:
     if form.external_model is not None:
         name = form.external_model.name
     else:
-        name = f"{(form.entity_name or '').rpartition('.')[2]}-{form.entity_version}"
+        name = "-".join(filter(None, (_last_part(form.entity_name or ""), form.entity_version)))
     return re.sub(r"[^A-Za-z0-9_-]", "-", name)
+
+
+def _last_part(name: str) -> str:
+    """Return a model's name without its catalog and schema, or without the folders that it lies in."""
+    return name.rstrip("/").rpartition("/" if "/" in name else ".")[2]
 
 
 def _workload_size(form: EntityForm) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from aiquery_serving.endpoint import AutoCapture, EndpointConfig, ExternalModel, Route, ServedEntity
+from aiquery_serving.endpoint import AutoCapture, EndpointConfig, ExternalModel, FoundationModel, Route, ServedEntity
 
 
 def dump_config(config: EndpointConfig) -> dict[str, Any]:
@@ -30,5 +30,9 @@ def load_config(stored: Mapping[str, Any]) -> EndpointConfig:
 
 
 def _entity(stored: Mapping[str, Any]) -> ServedEntity:
-    external = stored["external_model"]
-    return ServedEntity(**{**stored, "external_model": ExternalModel(**external) if external else None})
+    external, foundation = stored["external_model"], stored.get("foundation_model")  # earlier versions knew none
+    models = {
+        "external_model": ExternalModel(**external) if external else None,
+        "foundation_model": FoundationModel(**foundation) if foundation else None,
+    }
+    return ServedEntity(**{**stored, **models})

@@ -25,16 +25,21 @@ from aiquery_serving import errors
 from aiquery_serving.entities.workers.pipe import Pipe
 from aiquery_serving.errors import AiQueryError, ModelError
 from aiquery_serving.messages import Json
-from aiquery_serving.secrets import KEY_VARIABLE
 
 #: Called with the level (as `logging` counts) and the text of each line that a model prints or logs.
 OnLine: TypeAlias = Callable[[int, str], None]
 
 #: The child finds its modules where this process does.
-_BOOT = (
-    "import sys; sys.path[:] = {path!r}; from aiquery_serving.entities.workers.child import main; "
-    "main({descriptor}, {threads})"
-)
+_FIND_HERE = "import sys; sys.path[:] = {path!r}"
+#: The child finds its modules in an environment of its own, and there only what is ours besides.
+_FIND_APART = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+spec = spec_from_file_location("aiquery_serving", {file!r}, submodule_search_locations=[{folder!r}])
+sys.modules["aiquery_serving"] = module = module_from_spec(spec)
+spec.loader.exec_module(module)
+"""
+_BOOT = "{find}\nfrom aiquery_serving.entities.workers.child import main\nmain({descriptor}, {threads})"
 #: Lines that are shown of a model that did not start.
 _LAST_LINES = 20
 #: Lines that wait to be taken; those beyond are nobody's.
@@ -53,7 +58,8 @@ class ProcessEndedError(Exception):
 class Program:
     """What a process runs.
 
-    `environment` is added to this process's own variables. At most `threads` requests run at once.
+    `environment` is added to this process's own variables. At most `threads` requests run at once. `python` is the
+    interpreter of an environment of the model's own.
     """
 
     path: Path
@@ -61,6 +67,7 @@ class Program:
     environment: Mapping[str, str] = field(repr=False)  # it may hold keys
     threads: int
     on_line: OnLine
+    python: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,19 +262,41 @@ class ModelProcess:
             _log.exception("A line of model %r was lost.", self._program.name)
 
 
-def _environment() -> dict[str, str]:
-    """Return what a model may see of this process's variables: not the key to everybody's secrets."""
+def visible_variables() -> dict[str, str]:
+    """Return what a model, or what it is built of, may see of this process's variables: not the key to all secrets."""
+    from aiquery_serving.secrets import KEY_VARIABLE  # what this loads, a model's process need not have
+
     return {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
 
 
+def apart(variables: Mapping[str, str], python: Path) -> dict[str, str]:
+    """Return variables as a shell has them in which a virtual environment is active."""
+    kept = {name: value for name, value in variables.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    path = os.pathsep.join([str(python.parent), *filter(None, [kept.get("PATH")])])
+    return {**kept, "PATH": path, "VIRTUAL_ENV": str(python.parents[1])}
+
+
+def _command(program: Program, descriptor: int) -> list[str]:
+    if program.python is None:
+        find = _FIND_HERE.format(path=sys.path)
+    else:
+        ours = Path(errors.__file__).parent
+        find = _FIND_APART.format(file=str(ours / "__init__.py"), folder=str(ours))
+    boot = _BOOT.format(find=find, descriptor=descriptor, threads=program.threads)
+    # A crash in native code then says where, lines come when they are written, and no module is taken from whatever
+    # folder this process is in.
+    return [str(program.python or sys.executable), "-u", "-P", "-X", "faulthandler", "-c", boot]
+
+
 def _spawn(program: Program) -> tuple[subprocess.Popen[str], Pipe]:
+    variables = visible_variables()
+    if program.python is not None:
+        variables = apart(variables, program.python)
     ours, theirs = socket.socketpair()
-    boot = _BOOT.format(path=sys.path, descriptor=theirs.fileno(), threads=program.threads)
     try:
-        process = subprocess.Popen(  # noqa: S603 - it is this interpreter
-            # A crash in native code then says where, and lines come when they are written.
-            [sys.executable, "-u", "-X", "faulthandler", "-c", boot],
-            env={**_environment(), **program.environment},
+        process = subprocess.Popen(  # noqa: S603 - it is this interpreter, or the environment's
+            _command(program, theirs.fileno()),
+            env={**variables, **program.environment},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -70,6 +70,19 @@ def optional() -> Iterator[Finding]:
         yield Finding(name, "ok", found or "not installed, optional", advice)
 
 
+def language_models() -> Iterator[Finding]:
+    """Look at what would run a language model here, and on what."""
+    missing = [name for name in ("torch", "transformers", "llguidance") if _version(name) is None]
+    if missing:
+        yield Finding("language models", "ok", "cannot be run here, optional", "for them: pip install 'aiquery[llm]'")
+        return
+    import torch
+
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    engine = "vLLM" if gpus and _version("vllm") else "PyTorch"
+    yield Finding("language models", "ok", f"{engine} on {', '.join(gpus) or 'the processors'}")
+
+
 def event_loop() -> Iterator[Finding]:
     """Look at what runs the requests."""
     from aiquery_udfs.engine_thread import engine_thread
@@ -229,4 +242,10 @@ def _findings(subject: str) -> Iterator[list[Finding]]:
 
 
 #: The examinations that need nothing, in the order in which they are told.
-BASIC: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (installed, optional, event_loop, attempt)
+BASIC: Final[tuple[Callable[[], Iterator[Finding]], ...]] = (
+    installed,
+    optional,
+    language_models,
+    event_loop,
+    attempt,
+)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,6 +45,18 @@ def test_what_is_missing_comes_with_the_line_that_brings_it(monkeypatch):
         "ok",
         "for ai_query on Polars frames: pip install polars",
     )
+
+
+def test_what_language_models_would_run_on_is_told(monkeypatch):
+    monkeypatch.setattr(examinations, "_version", lambda name: None if name == "llguidance" else "2.0.0")
+    (missing,) = examinations.language_models()
+    assert (missing.state, missing.advice) == ("ok", "for them: pip install 'aiquery[llm]'")
+
+    torch = SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2, get_device_name=lambda number: f"GPU {number}"))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(examinations, "_version", lambda _: "2.0.0")
+    (ready,) = examinations.language_models()
+    assert ready.found == "vLLM on GPU 0, GPU 1"
 
 
 def test_an_old_duckdb_is_told(monkeypatch):

@@ -15,14 +15,14 @@ from aiquery_serving.chunk_sizes import ChunkSizes
 from aiquery_serving.clock import SystemClock
 from aiquery_serving.connections import Connections
 from aiquery_serving.control import ControlPlane, ExternalFunctions, ModelAliases
-from aiquery_serving.endpoint import EndpointRecord
+from aiquery_serving.endpoint import EndpointRecord, ServedEntity
 from aiquery_serving.entities.external import HttpTransport
 from aiquery_serving.entities.loading import EntityLoader
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.job_log import JobLog
 from aiquery_serving.leases import Leases
 from aiquery_serving.ledger import Ledger
-from aiquery_serving.messages import Json, ReportingEntity
+from aiquery_serving.messages import Entity, Json, ReportingEntity
 from aiquery_serving.model_sources import ModelAlias, ModelSources
 from aiquery_serving.models import Models, default_uris
 from aiquery_serving.payload_log import PayloadLog
@@ -84,14 +84,14 @@ class Workspace:
         self._transport = HttpTransport()
         self.clock = clock = SystemClock()
         parts = self.sources, self.secrets, self._transport, ChunkSizes(self._store, clock)
-        loader = EntityLoader(*parts, isolated=isolated, home=self.path)
+        self._loader = loader = EntityLoader(*parts, isolated=isolated, home=self.path)
         self.access = Access(self._store, clock)
-        self._registry = Registry(self._store, self.secrets, load=loader.load, resolve=loader.resolve, clock=clock)
+        self._registry = Registry(self._store, self.secrets, load=self._load, resolve=loader.resolve, clock=clock)
         self.payloads = PayloadLog(self.path, clock)
         self.control = ControlPlane(
             registry=self._registry,
             access=self.access,
-            models=self.models,
+            models=self.sources,
             served_log=ServedLog(self._store, clock.epoch_ms),
             external=ExternalFunctions(Connections(self._store), self.access, self.secrets),
             forget=self.payloads.forget,
@@ -326,11 +326,7 @@ class Workspace:
         return self._usage.totals()
 
     def engines(self) -> list[Json]:
-        """Return what the engines of foundation models do in this process, per endpoint and served entity.
-
-        Each with `endpoint`, `served_entity`, `engine`, `device`, `loaded` and the numbers of
-        `aiquery_serving.llm.interface.EngineMetrics`, `prefix_hit_rate` among them.
-        """
+        """Return what the engines of foundation models do in this process, per endpoint and served entity."""
         return [
             {"endpoint": endpoint, "served_entity": name, **entity.report()}
             for endpoint, serving in sorted(self._registry.loaded().items())
@@ -361,6 +357,9 @@ class Workspace:
     @property
     def _who(self) -> Principal:
         return self.access.principal(self.user)
+
+    def _load(self, entity: ServedEntity, say: Callable[[str], None]) -> Entity:
+        return self._loader.load(entity, say)
 
 
 def register(connection: duckdb.DuckDBPyConnection, workspace: Workspace, *, look_ahead: bool = False) -> None:

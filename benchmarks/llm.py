@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -26,6 +26,7 @@ from benchmarks.report import report
 SHARED, LIMIT = 128, 52
 ONE_BY_ONE, STATIC = "(a) generate, one by one", "(b) generate, static batches of 32"
 ENGINE, ALONE, FROM_SQL = "(d) the engine", "(e) the engine, answers of one length", "(e) ai_query over the same"
+ANY_TEXT, JSON = "(d) any text", "(d) JSON by a schema"
 APART, SHARING = f"(d) {SHARED} tokens before each, different", f"(d) {SHARED} tokens before each, the same"
 
 
@@ -106,11 +107,12 @@ def _extras(folder: Path, options: Any) -> Iterator[dict[str, Any]]:
     with llm_ours.engine(folder, _settings(options)) as engine:
         for shared in (False, True):
             yield _prefixes(engine, sharing(next(turns), SHARED, shared=shared), shared=shared)
-        work = next(turns)
-        plain = _row("(d) any text", work, [llm_ours.answer(engine, work)])
-        work = next(turns)
-        yield plain
-        yield _row("(d) JSON by a schema", work, [llm_ours.answer(engine, work, llm_ours.ENDLESS)])
+        texts, jsons = [], []
+        for work in islice(turns, options.rounds):
+            texts.append(llm_ours.answer(engine, work))
+            jsons.append(llm_ours.answer(engine, next(turns), llm_ours.ENDLESS))
+        yield (plain := _row(ANY_TEXT, work, texts))
+        yield _row(JSON, work, jsons)
         # Over so many seconds they come that the engine can take half as many again.
         waits = quantiles(llm_ours.first_tokens(engine, next(turns), 1.5 * plain["seconds"]), n=100)
         yield {"how": "(d) first token at 2/3 of the load, ms", "p50": 1000 * waits[49], "p99": 1000 * waits[98]}
@@ -172,7 +174,7 @@ def _aims(rows: dict[str, dict[str, Any]]) -> Iterator[tuple[str, bool]]:
     yield f"several times one by one ({found:.1f}; static batches {ratio(ENGINE, STATIC):.1f})", found >= 3
     found = ratio(SHARING, APART)
     yield f"a shared beginning is computed once ({found:.2f} times as fast)", found > 1
-    found = ratio("(d) JSON by a schema", "(d) any text")
+    found = ratio(JSON, ANY_TEXT)
     yield f"JSON by a schema costs less than a quarter ({found:.2f})", found >= 0.75
     if FROM_SQL in rows:
         found = ratio(FROM_SQL, ALONE)

@@ -92,6 +92,9 @@ class FakeEngine:
         self.generations.append(FakeGeneration(request, self.script(request), stream=stream, cached=cached))
         return self.generations[-1]
 
+    def prepare(self, schema):
+        pass
+
     def metrics(self):
         return EngineMetrics(finished=sum(each.ended for each in self.generations))
 
@@ -137,8 +140,8 @@ class BytePrompter:
     def text(self, prompt, *, raw=False):
         return list((prompt if raw else f"^{prompt}").encode())
 
-    def count(self, text):
-        return len(self.text(text, raw=True))
+    def texts(self, prompts, *, raw=False):
+        return [self.text(prompt, raw=raw) for prompt in prompts]
 
     def decode(self, ids):
         return bytes(ids).decode()

@@ -198,7 +198,7 @@ def _giving(options: Options) -> Iterator[Workspace]:
     with options.opened() as workspace:
         was_open = not workspace.access.configured
         yield workspace
-        if was_open:
+        if was_open and workspace.access.configured:
             options.note(
                 f"'{workspace.user}' is in the group 'admins' now: others may do only what they are given, or what is"
                 " their own."

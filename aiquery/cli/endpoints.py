@@ -208,7 +208,7 @@ def _model(entity: dict[str, Any]) -> str:
 
 def _version(entity: dict[str, Any]) -> str:
     name, version = entity.get("entity_name", ""), str(entity.get("entity_version", ""))
-    return name + version if version.startswith("@") else f"{name} v{version}"
+    return name + version if not version or version.startswith("@") else f"{name} v{version}"
 
 
 def _without_secrets(endpoint: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import typer
 
 from aiquery.cli import output
 from aiquery.cli.commands import Options, command, group
+from aiquery.cli.exits import CommandError
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="databricks-<name> or system.ai.<name>, which are one.")]
 
@@ -44,8 +45,14 @@ def alias(
       aiquery models alias databricks-tiny ~/models/tiny-llama
       aiquery models alias system.ai.reviews models:/main.ml.reviews/3
     """
+    from aiquery.cli.applying import trouble
+
     with options.opened() as workspace:
         made = workspace.alias_model(name, source, version)
+        # An endpoint whose process ends while it is being made ready counts as failed.
+        problem = trouble(workspace.wait(made.endpoint))
+    if problem:
+        raise CommandError(f"{made.name} stands for {made.source}, but cannot be served. {problem}")
     options.note(
         f"{made.name} stands for {made.source}{made.version and f' version {made.version}'};"
         f" ask the endpoint '{made.endpoint}'."

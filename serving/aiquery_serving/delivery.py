@@ -248,14 +248,15 @@ class Delivery:
     async def _passed(self, call: Call, plan: Plan, stop: Stop) -> Response | Stream:
         """Send once to one entity, when it can take the call."""
         size = partial(self._reserved, call, plan, math.inf)
-        permit = await stop.lane.enter(size, patient=call.patient, again=call.attempts > 0)
+        lane = stop.lane_of(patient=call.patient)
+        permit = await lane.enter(size, patient=call.patient, again=call.attempts > 0)
         try:
             metered = call.meter.reserve(stop.served, call.body)
         except BaseException:
-            stop.lane.unused(permit)
+            lane.unused(permit)
             raise
         try:
-            answer = await self._asked(call, stop, permit)
+            answer = await self._asked(call, stop, lane, permit)
         except BaseException:
             call.meter.settle(metered, None)
             raise
@@ -268,22 +269,22 @@ class Delivery:
         _after(call, answer, settle)
         return answer
 
-    async def _asked(self, call: Call, stop: Stop, permit: Permit) -> Response | Stream:
-        """Ask an entity, and let its lane learn from how that ended."""
+    async def _asked(self, call: Call, stop: Stop, lane: Lane, permit: Permit) -> Response | Stream:
+        """Ask an entity, and let the lane learn from how that ended."""
         call.attempts += 1
         call.entity, call.sent = stop.name, self._clock.now()
         try:
             answer = await stop.ask(call.body, streamed=call.streamed, batch=call.patient)
         except AiQueryError as error:
-            stop.lane.failed(permit, error)
+            lane.failed(permit, error)
             raise
         except BaseException:
-            stop.lane.cancelled(permit)
+            lane.cancelled(permit)
             raise
         if isinstance(answer, Response):
-            stop.lane.answered(permit, answer)
+            lane.answered(permit, answer)
         else:
-            call.endings.append(partial(_leave, stop.lane, permit, answer))
+            call.endings.append(partial(_leave, lane, permit, answer))
         return answer
 
 

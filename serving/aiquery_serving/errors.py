@@ -115,7 +115,7 @@ class GuardrailError(InvalidRequestError):
 
     error_code = "BAD_REQUEST"
 
-    def __init__(self, message: str, *, finish_reason: str) -> None:
+    def __init__(self, message: str, *, finish_reason: str = "") -> None:
         super().__init__(message)
         self.finish_reason = finish_reason
 

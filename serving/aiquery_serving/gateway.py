@@ -29,7 +29,7 @@ from aiquery_serving.errors import (
 )
 from aiquery_serving.leases import Leases
 from aiquery_serving.messages import BatchEntity, Json, Response
-from aiquery_serving.packing import packed
+from aiquery_serving.packing import Vector, packed, with_lists
 from aiquery_serving.payload_log import PayloadLog
 from aiquery_serving.plans import Plan, Servings, Stop
 from aiquery_serving.recording import Recorder
@@ -178,14 +178,14 @@ class Gateway:
         caller: str = "",
         patient: bool = True,
     ) -> Json:
-        """Answer one REST request body of any kind of endpoint by its REST answer (contract D).
+        """Answer one REST request body of any kind of endpoint by its REST answer (contract D), in Python's own types.
 
         Raises:
             TooManyRequestsError: A rate limit is used up and the caller is not patient.
             AiQueryError: The endpoint cannot be asked, or did not answer.
         """
         response = await self.invoke(endpoint, payload, served_entity=served_entity, caller=caller, patient=patient)
-        return response.body
+        return with_lists(response.body)
 
     async def embed(
         self,
@@ -199,7 +199,7 @@ class Gateway:
         patient: bool = True,
         meter: Meter | None = None,
         job: str = "",
-    ) -> list[list[float] | AiQueryError]:
+    ) -> list[Vector | AiQueryError]:
         """Embed inputs in one packed request: one vector or one error for each, in order.
 
         A request that the provider refuses as wrong or too large is halved until the input at

@@ -26,9 +26,9 @@ def full(in_flight: int) -> str:
 
     Examples:
         >>> full(256)
-        '256 calls in flight'
+        'at most 256 calls at once'
     """
-    return f"{in_flight} call{'s' * (in_flight != 1)} in flight"
+    return f"at most {in_flight} call{'s' * (in_flight != 1)} at once"
 
 
 def cooling(status: int, seconds: float) -> str:

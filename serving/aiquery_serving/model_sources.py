@@ -206,5 +206,6 @@ def _unversioned(name: str) -> str:
 def _existing(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ConfigurationError(f"There is no folder {folder.absolute()} with a model.")
+        way_out = "" if folder.is_absolute() else f" {name!r} is sought where a process runs: declare the whole path."
+        raise ConfigurationError(f"There is no folder {folder.absolute()} with a model.{way_out}")
     return folder

@@ -44,13 +44,20 @@ class Servings(Protocol):
 
 
 class Stop:
-    """One served entity of one config, as the gateway reaches it; by a gate if throughput is provisioned for it."""
+    """One served entity of one config, as the gateway reaches it; by a gate if throughput is provisioned for it.
 
-    __slots__ = ("_queues", "_send", "_stream", "entity", "gate", "lane", "name", "served")
+    One with a queue of its own has an `express` lane for calls that somebody waits for: on the other lane they would
+    stand behind batch work that its queue lets them pass.
+    """
 
-    def __init__(self, served: ServedEntity, entity: Entity, lane: Lane, gate: ThroughputGate | None = None) -> None:
+    __slots__ = ("_queues", "_send", "_stream", "entity", "express", "gate", "lane", "name", "served")
+
+    def __init__(
+        self, served: ServedEntity, entity: Entity, lane: Lane, express: Lane, gate: ThroughputGate | None = None
+    ) -> None:
         self.name = served.name
-        self.served, self.entity, self.lane, self.gate = served, entity, lane, gate
+        self.served, self.entity, self.gate = served, entity, gate
+        self.lane, self.express = lane, express
         self._queues = isinstance(entity, QueueingEntity)
         self._send: Callable[..., Awaitable[Response]] = (
             entity.send if isinstance(entity, RequestEntity) else self._query
@@ -61,6 +68,10 @@ class Stop:
     def loaded(self) -> bool:
         """Whether the model is there, as far as its entity says."""
         return bool(getattr(self.entity, "loaded", True))
+
+    def lane_of(self, *, patient: bool) -> Lane:
+        """Return the lane that a call takes."""
+        return self.express if self._queues and not patient else self.lane
 
     def holdup(self) -> str | None:
         """Say in words what calls stand in line for, if any do."""
@@ -137,8 +148,9 @@ def _stop(served: ServedEntity, entity: Entity, kept: Mapping[str, Stop], clock:
     before = kept.get(served.name)
     gate = _gate(served, before, clock)
     if before is not None and before.served == served:
-        return Stop(served, entity, before.lane, gate)
-    return Stop(served, entity, Lane(served.name, served.concurrency, clock), gate)
+        return Stop(served, entity, before.lane, before.express, gate)
+    lane, express = (Lane(served.name, served.concurrency, clock) for _ in range(2))
+    return Stop(served, entity, lane, express, gate)
 
 
 def _gate(served: ServedEntity, before: Stop | None, clock: Clock) -> ThroughputGate | None:

@@ -75,13 +75,17 @@ class Prices:
         return cls(_parsed(path), file=str(path), under=listed)
 
     def of(self, served: ServedEntity, endpoint: str = "") -> Price | None:
-        """Return what a served entity costs; None when nobody said. The endpoint's own price comes first."""
+        """Return what a served entity costs; None when nobody said. The endpoint's own price comes first.
+
+        A language or embedding model of the user's own costs nothing unless somebody says so.
+        """
         external = served.external_model
         provider, model = (external.provider, external.name) if external else (None, None)
         key = (endpoint, served.name, served.entity_name, provider, model)
         if key not in self._found:
             names = [("endpoint", endpoint), ("entity", served.name), ("entity", served.entity_name), (provider, model)]
-            self._found[key] = self._first([(section, name) for section, name in names if section and name])
+            named = self._first([(section, name) for section, name in names if section and name])
+            self._found[key] = Price() if named is None and served.foundation_model else named
         return self._found[key]
 
     def how_to_add(self, served: ServedEntity, endpoint: str = "") -> str:

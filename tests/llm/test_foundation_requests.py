@@ -190,6 +190,22 @@ def test_a_call_that_is_asked_for_is_a_schema_whose_references_still_hold():
     assert schema["$defs"]["1"]["properties"]["place"] == {"$ref": "#/$defs/1/$defs/Place"}
 
 
+@pytest.mark.parametrize(
+    ("declared", "closed"),
+    [
+        ({}, True),
+        ({"parameters": None}, True),
+        ({"parameters": {}}, True),
+        ({"parameters": {"type": "object", "properties": {}}}, True),
+        ({"parameters": {"type": "object", "properties": {}, "additionalProperties": True}}, False),
+        ({"parameters": {"type": "object"}}, False),
+    ],
+)
+def test_a_function_without_parameters_is_called_with_none(declared, closed):
+    schema = json.loads(call_schema([{"function": {"name": "now", **declared}}]))
+    assert (schema["$defs"]["0"].get("additionalProperties") is False) == closed
+
+
 def test_the_schema_of_a_call_is_one_that_answers_can_be_held_to():
     llguidance = pytest.importorskip(
         "llguidance", reason="llguidance is not installed: schemas of calls are NOT tested"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -66,6 +70,23 @@ def test_engines_of_models_report_what_they_do():
     assert got["engine_tokens_given"] == 70
     assert got["engine_prefix_hit_ratio"] == 0.5
     assert got["engine_kv_tokens_used"] == 90
+    metrics.sample([])
+    assert values(metrics.export("local"), endpoint_name="local")["engine_requests_running"] == 0
+
+
+def test_engines_of_several_processes_are_added_up_and_their_shares_are_not(tmp_path):
+    program = (
+        "from aiquery_serving.rest.metrics import Metrics\n"
+        "metrics, names = Metrics(shared=True), {'endpoint': 'local', 'served_entity': 'tiny'}\n"
+        "numbers = dict.fromkeys(('waiting', 'completion_tokens', 'kv_tokens_used'), 0)\n"
+        "metrics.sample([{**names, **numbers, 'running': 3, 'prefix_hit_rate': 0.75}])\n"
+        "print(metrics.export_all().decode())"
+    )
+    around = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", program], env=around, capture_output=True, text=True, check=True)
+    got = values(done.stdout, endpoint_name="local")
+    assert (got["engine_requests_running"], got["engine_prefix_hit_ratio"]) == (6, 0.75)
 
 
 def test_requests_under_way_are_a_gauge():

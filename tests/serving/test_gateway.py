@@ -617,7 +617,7 @@ def told(*, calls):
         ([told(calls=0)], [], "the provider of `a` allows no call for 3 s"),
         ([errors.ProviderRateLimitError("busy", retry_after=1.5), "x"], [], "cooling down after 429 for 2 s"),
         ([errors.ProviderUnavailableError("down", retry_after=7.0), "x"], [], "cooling down after 503 for 7 s"),
-        (["slow"], [], "4 calls in flight"),
+        (["slow"], [], "at most 4 calls at once"),
     ],
 )
 def test_what_calls_wait_for_is_said_in_words(world, script, declared, phrase):

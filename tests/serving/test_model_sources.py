@@ -326,10 +326,14 @@ def test_an_alias_is_an_endpoint_that_everybody_known_may_query(world, aliases):
     assert world.access.level(endpoint["id"], endpoint["creator"], "nobody") is None
 
 
-def test_an_alias_without_permissions_in_use_brings_none(world, aliases):
+def test_an_alias_ends_nobodys_freedom_and_is_everybodys_once_it_has_ended(world, aliases):
     aliases.alias(world.who("ada"), "databricks-tiny", "models:/c.s.model/1")
-
     assert not world.access.configured
+
+    world.access.create_token("bob", by="ada")
+    endpoint = world.registry.get("databricks-tiny")
+    assert world.access.level(endpoint["id"], endpoint["creator"], "bob") == "CAN_QUERY"
+    assert world.access.principal("ada").is_admin
 
 
 def test_another_model_of_the_same_name_is_loaded_anew(world, aliases):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiquery_serving.endpoint import ExternalModel, ServedEntity
+from aiquery_serving.endpoint import ExternalModel, FoundationModel, ServedEntity
 from aiquery_serving.errors import ConfigurationError
 from aiquery_serving.prices import Price, Prices
 
@@ -38,6 +38,13 @@ def test_what_nobody_priced_has_no_price(model):
     assert Prices.load(None).of(external(model or "x", "openai")) is None
     assert Prices.load(None).of(external("gpt-4o-mini", "custom")) is None
     assert Prices.load(None).of(CUSTOM, "forest") is None
+
+
+def test_a_model_of_ones_own_costs_nothing_unless_somebody_says_so(tmp_path):
+    own = ServedEntity(name="llama-1", entity_name="./llama", foundation_model=FoundationModel(task="llm/v1/chat"))
+    assert Prices.load(tmp_path).of(own, "local").cost(10**6, 10**6) == 0
+    (tmp_path / "prices.toml").write_text("[endpoint]\nlocal = { input = 1, output = 2 }\n")
+    assert Prices.load(tmp_path).of(own, "local") == Price(input=1, output=2)
 
 
 def test_the_users_price_wins_and_the_list_stays_below_it(tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from aiquery_serving import tokens
 from aiquery_serving.endpoint import ExternalModel, ServedEntity
+from aiquery_serving.errors import InvalidRequestError
 from aiquery_serving.tokens import Counted, OutputBounds, count, most, output_bounds
 
 CUSTOM = ServedEntity(name="llm", entity_name="llm", entity_version="1")
@@ -26,8 +27,10 @@ def chat(content, **more):
 
 
 class ByWords:
-    def count_tokens(self, text):
-        return len(text.split())
+    def count_prompt(self, body):
+        if "prompt" not in body:
+            raise InvalidRequestError("There is no prompt.")
+        return len(body["prompt"].split())
 
 
 class FakeTiktoken(types.ModuleType):
@@ -114,7 +117,7 @@ def test_without_tiktoken_the_text_is_estimated(monkeypatch):
 
 def test_an_entity_with_a_tokenizer_counts_for_itself():
     assert count({"prompt": "one two"}, CUSTOM, ByWords()) == Counted(2, exact=True)
-    assert count(chat("one two"), CUSTOM, ByWords()) == Counted(2, exact=False)
+    assert count({"input": "one two"}, CUSTOM, ByWords()) == Counted(2, exact=False)
     assert count({"prompt": "one two"}, CUSTOM, object()) == Counted(2, exact=False)
 
 

@@ -21,11 +21,11 @@ from aiquery_udfs.errors import (
     UnsupportedRequestError,
     UnsupportedReturnTypeError,
 )
-from aiquery_udfs.payloads import answer_text, request_body
+from aiquery_udfs.payloads import answer_text, check_whole, request_body
 from aiquery_udfs.return_type import EMBEDDING, STRING, ReturnType
 from aiquery_udfs.type_tokens import struct_fields
 
-__all__ = ["BoundCall", "EndpointInfo", "answer_text", "bind"]
+__all__ = ["BoundCall", "EndpointInfo", "answer_text", "bind", "check_whole"]
 
 #: What DuckDB's `typeof(NULL)` says.
 _NULL_TYPES = ('"NULL"', "NULL")

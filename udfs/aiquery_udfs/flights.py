@@ -19,13 +19,13 @@ import numpy as np
 
 from aiquery_serving import delivery, errors
 from aiquery_serving.budget import Meter, Tab
-from aiquery_serving.errors import AiQueryError, CancelledCallError, InvocationError, JobStoppedError
+from aiquery_serving.errors import AiQueryError, CancelledCallError, InvalidRequestError, InvocationError
 from aiquery_serving.gateway import Gateway
 from aiquery_serving.ledger import Entry, Failure, Ledger
 from aiquery_serving.messages import EMBEDDINGS, Response, Usage
 from aiquery_serving.retry import terminal
 from aiquery_serving.traffic import choose
-from aiquery_udfs.arguments import BoundCall, answer_text
+from aiquery_udfs.arguments import BoundCall, answer_text, check_whole
 from aiquery_udfs.gates import Gate
 from aiquery_udfs.memo import Answer
 from aiquery_udfs.runs import Run
@@ -36,6 +36,8 @@ EMBEDDING_PACK: Final = 40
 PAUSE_SLICE: Final = 0.1
 
 _NOTHING: Final = Response(body={})
+#: Errors that say nothing of other rows: the model's, and those of a prompt that is too long, or not allowed.
+_ROWS_OWN: Final = (InvocationError, InvalidRequestError)
 #: How long a look at the ledger may take before it is used, in seconds.
 LATELY: Final = 2.0
 
@@ -59,8 +61,8 @@ class Flight:
 
 def stops_run(error: AiQueryError) -> bool:
     """Say whether an error is no row's own: whatever is asked next fails the same way, or must not be asked."""
-    row_errors = isinstance(error, InvocationError) and not isinstance(error, CancelledCallError)
-    return isinstance(error, JobStoppedError) or terminal(error) or not row_errors
+    is_own = isinstance(error, _ROWS_OWN) and not isinstance(error, CancelledCallError)
+    return terminal(error) or not is_own
 
 
 class Flights:
@@ -171,6 +173,7 @@ class Flights:
         try:
             response = await self._invoke(call, request, run)
             answer = answer_text(call.task, response.body)
+            check_whole(request.body, response.body, answer)
         except AiQueryError as error:
             answer = error
         if flight.address:
@@ -262,7 +265,7 @@ def found_answer(entry: Entry) -> Answer:
     if entry.failure is None:
         return entry.answer
     kind = getattr(errors, entry.failure.kind, InvocationError)
-    if not (isinstance(kind, type) and issubclass(kind, InvocationError)):
+    if not (isinstance(kind, type) and issubclass(kind, _ROWS_OWN)):
         kind = InvocationError
     error = kind(entry.failure.message)
     error.attempts = entry.attempts

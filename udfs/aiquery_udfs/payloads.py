@@ -6,9 +6,14 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
+from aiquery_serving.errors import ProviderResponseError
 from aiquery_serving.messages import CHAT, COMPLETIONS, Json
 from aiquery_udfs.errors import InvalidHttpResponseError, UnsupportedRequestError
 
+#: So many characters of an answer are shown in an error.
+_SHOWN = 40
 _SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -50,6 +55,24 @@ def answer_text(task: str | None, body: Mapping[str, Any]) -> str | None:
     if not isinstance(message, dict):
         raise _unusable("choices[0].message", body)
     return _text(message.get("content"), "choices[0].message.content", body)
+
+
+def check_whole(asked: Mapping[str, Any], body: Mapping[str, Any], text: str | None) -> None:
+    """Refuse an answer that was to be JSON by a `response_format`, and was cut off before its end.
+
+    Raises:
+        ProviderResponseError: It is no JSON; becomes a `JsonParseError`.
+    """
+    form = asked.get("response_format")
+    if text is None or not form or form.get("type") == "text" or body["choices"][0].get("finish_reason") != "length":
+        return
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise ProviderResponseError(
+            f"it was cut off by max_tokens, or at the end of the model's context, after {text[-_SHOWN:]!r}. "
+            "Raise max_tokens in modelParameters, or ask for less."
+        ) from error
 
 
 _ABSENT = object()

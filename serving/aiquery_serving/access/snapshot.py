@@ -50,8 +50,8 @@ class Snapshot:
 
     def __init__(self, written: Written) -> None:
         self.revision = written.revision
-        #: Whether anything was ever written down; until then everybody may do everything.
-        self.configured = bool(written.tokens or written.members or written.grants)
+        #: Whether anybody was ever given anything; until then everybody may do everything.
+        self.configured = bool(written.tokens or written.members) or any(map(_is_to_somebody, written.grants))
         self._tokens = {held.info.id: held for held in written.tokens}
         self._grants: dict[str, dict[tuple[bool, str], int]] = {}
         for endpoint_id, grant in written.grants:
@@ -78,6 +78,11 @@ class Snapshot:
         holders = ((False, name), *((True, group) for group in who.groups))
         rank = max((given[holder] for holder in holders if holder in given), default=None)
         return None if rank is None else LEVELS[rank]
+
+
+def _is_to_somebody(given: tuple[str, Grant]) -> bool:
+    """Say whether a grant is to more than `users`, where nobody is until they are given something else."""
+    return (given[1].kind, given[1].principal) != (GROUP, USERS)
 
 
 def includes(level: str | None, needed: str) -> bool:

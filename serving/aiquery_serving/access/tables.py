@@ -6,13 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from sqlite3 import Connection
 
-from aiquery_serving.access.principals import ADMINS, ASKING, GROUP, Grant, TokenInfo, check_name
+from aiquery_serving.access.principals import ADMINS, ASKING, GROUP, USERS, Grant, TokenInfo, check_name
 from aiquery_serving.access.snapshot import HeldToken, Written
 from aiquery_serving.errors import ConfigurationError
 from aiquery_serving.store import Store
 
+#: What `users` may do nobody may yet, as long as nobody is known.
 _ANYTHING = (
-    "SELECT EXISTS (SELECT 1 FROM tokens) OR EXISTS (SELECT 1 FROM members) OR EXISTS (SELECT 1 FROM permissions)"
+    "SELECT EXISTS (SELECT 1 FROM tokens) OR EXISTS (SELECT 1 FROM members)"
+    " OR EXISTS (SELECT 1 FROM permissions WHERE kind <> ? OR principal <> ?)"
 )
 _ADMIN = "SELECT EXISTS (SELECT 1 FROM members WHERE group_name = ?)"
 _TOKENS = (
@@ -182,7 +184,7 @@ def delete_grants(connection: Connection, endpoint_id: str) -> None:
 
 
 def _is_configured(connection: Connection) -> bool:
-    return bool(connection.execute(_ANYTHING).fetchone()[0])
+    return bool(connection.execute(_ANYTHING, (GROUP, USERS)).fetchone()[0])
 
 
 def _has_admin(connection: Connection) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aiquery_serving.endpoint import EndpointRecord, ServedEntity
 
 if TYPE_CHECKING:
-    from aiquery_serving.models import Models
+    from aiquery_serving.model_sources import ModelSources
 
 
 _log = logging.getLogger("aiquery.control")
@@ -22,7 +22,7 @@ class Interface:
 
     Attributes:
         endpoint: Its name.
-        task: What its external models do (`llm/v1/chat`, …); None for models of our own.
+        task: What its external or foundation models do (`llm/v1/chat`, …); None for custom models.
         signatures: The MLflow `ModelSignature` of each served entity; None where there is none to be read.
     """
 
@@ -32,13 +32,13 @@ class Interface:
 
 
 class Interfaces:
-    """Reads interfaces off the files of registered models, which need not be loaded for that.
+    """Reads interfaces off the files of custom models, which need not be loaded for that.
 
     Args:
-        models: The model registry.
+        models: Where models come from.
     """
 
-    def __init__(self, models: Models) -> None:
+    def __init__(self, models: ModelSources) -> None:
         self._models = models
 
     def of(self, record: EndpointRecord) -> Interface:
@@ -50,8 +50,8 @@ class Interfaces:
         )
 
     def _signature(self, entity: ServedEntity) -> Any:
-        if entity.entity_name is None:
-            return None
+        if entity.entity_name is None or entity.task is not None:
+            return None  # the task says it all
         try:
             folder = self._models.path(entity.entity_name, entity.entity_version or "")
             with warnings.catch_warnings():

@@ -25,8 +25,7 @@ class ModelAliases:
     def alias(self, who: Principal, name: str, source: str, version: str = "") -> ModelAlias:
         """Let a name stand for a model, and serve it as the endpoint `databricks-<name>`.
 
-        The endpoint scales to zero: nothing is loaded before it is asked. Where permissions are in use, everybody
-        who is known may query it.
+        The endpoint scales to zero: nothing is loaded before it is asked. Everybody who is known may query it.
 
         Args:
             who: Who asks.
@@ -86,8 +85,7 @@ class ModelAliases:
             self._control.update_config(who, alias.endpoint, _config(alias, _next(endpoint)))
             return
         made = self._control.create(who, {"name": alias.endpoint, "config": _config(alias, 1)})
-        if self._control.access.configured:
-            self._control.access.merge_acl(made["id"], [Grant(GROUP, USERS, CAN_QUERY)], by=who.name)
+        self._control.access.merge_acl(made["id"], [Grant(GROUP, USERS, CAN_QUERY)], by=who.name)
 
 
 def _config(alias: ModelAlias, version: int) -> Json:

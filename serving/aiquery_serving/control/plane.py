@@ -19,7 +19,7 @@ from aiquery_serving.wire import parse_acl
 
 if TYPE_CHECKING:
     from aiquery_serving.control.external_functions import ExternalFunctions
-    from aiquery_serving.models import Models
+    from aiquery_serving.model_sources import ModelSources
     from aiquery_serving.registry import Registry
 
 #: Any JSON object that came as the body of a request.
@@ -39,7 +39,7 @@ class ControlPlane:
     Attributes:
         registry: The endpoints.
         access: Who may do what.
-        models: The model registry.
+        models: Where models come from.
         served_log: What served entities said.
         external: The named connections to other HTTP services.
         forget: Called with the id of an endpoint that was deleted, to delete what else is kept of it.
@@ -49,7 +49,7 @@ class ControlPlane:
 
     registry: Registry
     access: Access
-    models: Models
+    models: ModelSources
     served_log: ServedLog
     external: ExternalFunctions
     forget: Callable[[str], object] = lambda _: None

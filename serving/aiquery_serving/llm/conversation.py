@@ -107,7 +107,7 @@ def _arguments(arguments: Any, path: str) -> Json:
     if isinstance(arguments, str) and arguments.strip():
         try:
             arguments = json.loads(arguments)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidRequestError(f"{path} is not JSON: {error}.") from None
     if not isinstance(arguments or {}, Mapping):
         raise InvalidRequestError(f"{path} must be a JSON object, got {type(arguments).__name__}.")

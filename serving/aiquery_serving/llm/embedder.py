@@ -16,6 +16,7 @@ import numpy as np
 
 from aiquery_serving.errors import ContextLengthError, EngineError, InvalidRequestError, OverloadedError
 from aiquery_serving.llm.embedding_batches import RunSizes, Text, TextQueue
+from aiquery_serving.llm.ending import await_before_exit, close_before_exit
 from aiquery_serving.llm.interface import EmbeddingEngine, EngineMetrics
 from aiquery_serving.llm.model_files import ModelFiles
 from aiquery_serving.llm.prompting import Prompter
@@ -96,6 +97,8 @@ class TorchEmbedder:
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="aiquery-embedder", daemon=True)
         self._thread.start()
+        close_before_exit(self)
+        await_before_exit(self._thread)
 
     async def embed(self, texts: Sequence[Sequence[int]], *, batch: bool = False) -> NDArray[np.float32]:
         """Return one embedding per tokenized text, in order: shape (texts, dimensions), of length 1 each.

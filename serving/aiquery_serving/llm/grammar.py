@@ -13,9 +13,11 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
-from aiquery_serving.errors import ConfigurationError, InvalidRequestError
+from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ModelError
+from aiquery_serving.llm.schema_trial import SchemaTrial
 
-_KEPT = 256
+#: Grammars that are kept, and how long their schemas may be together.
+_KEPT, _KEPT_CHARACTERS = 256, 4_000_000
 _SPACING = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
 
 
@@ -32,6 +34,7 @@ class Grammars:
         self._made_of = (tokenizer, vocabulary, [*ends] or None)
         self._compiled: OrderedDict[str, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._trial = SchemaTrial()
 
     def prepare(self) -> None:
         """Do now what takes a moment for a large vocabulary, unless llguidance is not installed."""
@@ -43,15 +46,22 @@ class Grammars:
 
         Raises:
             ConfigurationError: llguidance is not installed.
-            InvalidRequestError: The schema is none, or says what cannot be guaranteed.
+            InvalidRequestError: The schema is none, says what cannot be guaranteed, or takes too long to compile.
         """
+        compiled = self._compiled.get(schema) or self._compile(schema)
         with self._lock:
-            compiled = self._compiled.get(schema) or self._compile(schema)
             self._compiled[schema] = compiled
             self._compiled.move_to_end(schema)
-            if len(self._compiled) > _KEPT:
+            while len(self._compiled) > 1 and self._are_too_many():
                 self._compiled.popitem(last=False)
         return compiled.deep_copy()
+
+    def close(self) -> None:
+        """End the process in which schemas are tried, if there is one."""
+        self._trial.close()
+
+    def _are_too_many(self) -> bool:
+        return len(self._compiled) > _KEPT or sum(map(len, self._compiled)) > _KEPT_CHARACTERS
 
     def allowed(self, matchers: Sequence[Any], vocabulary: int) -> Any:
         """Return which tokens may come next: a boolean tensor, shape (matchers, vocabulary)."""
@@ -66,6 +76,7 @@ class Grammars:
 
     def _compile(self, schema: str) -> Any:
         matchers = _llguidance().LLMatcher
+        self._trial.check(schema)
         try:
             grammar = matchers.grammar_from_json_schema(schema, overrides=_SPACING)
         except ValueError as error:
@@ -81,6 +92,10 @@ class Grammars:
         from llguidance.hf import from_tokenizer
 
         tokenizer, vocabulary, ends = self._made_of
+        if len(tokenizer) > vocabulary:
+            raise ModelError(
+                f"The tokenizer has {len(tokenizer)} tokens, and the model knows {vocabulary}: they do not fit."
+            )
         return from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=ends)
 
     @cached_property

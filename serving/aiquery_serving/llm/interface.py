@@ -157,6 +157,14 @@ class Engine(Protocol):
     device: str
     context_length: int
 
+    def prepare(self, schema: str) -> None:
+        """Do beforehand what takes long to follow a JSON schema, up to seconds. From any thread but an event loop's.
+
+        Raises:
+            InvalidRequestError: The schema cannot be followed.
+        """
+        ...
+
     def submit(self, request: GenerationRequest, *, stream: bool = False) -> Generation:
         """Begin to answer; on an event loop, never blocks.
 

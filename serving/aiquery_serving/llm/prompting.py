@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from aiquery_serving.errors import ConfigurationError, InvalidRequestError, ModelError
 from aiquery_serving.llm.conversation import as_conversation, begun
+from aiquery_serving.llm.literal import Literal
 from aiquery_serving.llm.model_files import CHAT
 from aiquery_serving.llm.token_bytes import TokenBytes, shown
 
@@ -38,6 +39,7 @@ class Prompter:
         self.system_prompt = system_prompt
         self._backend = tokenizer.backend_tokenizer
         self._bytes = TokenBytes(tokenizer)
+        self._literal = Literal(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
         self._takes_system = bool(tokenizer.chat_template) and self._shows_system()
 
     @classmethod
@@ -65,7 +67,7 @@ class Prompter:
         """Return the prompt of a conversation, up to where the assistant is to go on.
 
         Args:
-            messages: As in the REST API (contract D.2).
+            messages: As in the REST API (contract D.2). What reads like a special token in them is text.
             tools: Functions that the model may call, as in the REST API.
             system_prompt: What it begins with if it has no system message; None for the model's own.
             extra: More that the template may know, such as `reasoning_effort`.
@@ -74,12 +76,13 @@ class Prompter:
             InvalidRequestError: A message has not the right form, or the template refuses the conversation.
         """
         prompt = self.system_prompt if system_prompt is None else system_prompt
-        conversation = begun(as_conversation(messages), prompt, takes_system=self._takes_system)
+        conversation = as_conversation(messages)
         try:
-            text = self._rendered(conversation, tools, extra or {})
+            conversation = begun(self._literal.marked(conversation), prompt, takes_system=self._takes_system)
+            text = self._rendered(conversation, self._literal.marked(tools), extra or {})
         except Exception as error:  # a template may trip over anything that it is given
             raise InvalidRequestError(f"The model's chat template refuses the conversation: {error}") from error
-        return self.text(text, raw=True)  # the template writes special tokens itself
+        return self._tokens(self._literal.pieces(text), raw=True)  # the template writes special tokens itself
 
     def text(self, prompt: str, *, raw: bool = False) -> list[int]:
         """Return the tokens of a text, between the special tokens that the tokenizer adds unless it is `raw`.
@@ -87,15 +90,15 @@ class Prompter:
         Raises:
             InvalidRequestError: The text is not Unicode.
         """
-        try:
-            tokens: list[int] = self._backend.encode(prompt, add_special_tokens=not raw).ids
-        except TypeError as error:
-            raise InvalidRequestError("A text of the request holds half of a surrogate pair: send Unicode.") from error
-        return tokens
+        return self._tokens([prompt], raw=raw)
 
-    def count(self, text: str) -> int:
-        """Return the number of tokens of a text alone."""
-        return len(self.text(text, raw=True))
+    def texts(self, prompts: Sequence[str], *, raw: bool = False) -> list[list[int]]:
+        """Return the tokens of several texts, made on all processors.
+
+        Raises:
+            InvalidRequestError: A text is not Unicode.
+        """
+        return [encoded.ids for encoded in self._encoded(prompts, raw=raw)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, without the special ones."""
@@ -109,6 +112,16 @@ class Prompter:
     def token_bytes(self, token_id: int) -> bytes:
         """Return the UTF-8 bytes of one token, which may be a part of a character; none of one without text."""
         return self._bytes.of(token_id)
+
+    def _tokens(self, pieces: list[str], *, raw: bool) -> list[int]:
+        return [token for piece in self._encoded(pieces, raw=raw) for token in piece.ids]
+
+    def _encoded(self, texts: Sequence[str], *, raw: bool) -> list[Any]:
+        try:  # in a batch, as that lets other threads run meanwhile
+            encoded: list[Any] = self._backend.encode_batch_fast([*texts], add_special_tokens=not raw)
+        except TypeError as error:
+            raise InvalidRequestError("A text of the request holds half of a surrogate pair: send Unicode.") from error
+        return encoded
 
     def _rendered(self, conversation: list[Json], tools: Sequence[Json] | None, extra: Mapping[str, Any]) -> str:
         own = inspect.signature(self.tokenizer.apply_chat_template).parameters if extra else {}
@@ -143,7 +156,9 @@ def _tokenizer(files: ModelFiles) -> Any:
         with _quiet():
             from transformers import AutoTokenizer
     except ImportError as error:
-        raise ConfigurationError("Language models of your own take PyTorch: pip install 'aiquery[llm]'.") from error
+        raise ConfigurationError(
+            f"transformers cannot be imported ({error}): pip install 'aiquery[llm]' has versions that fit."
+        ) from error
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(files.tokenizer, local_files_only=True, trust_remote_code=False)

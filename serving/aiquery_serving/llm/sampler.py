@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from aiquery_serving.errors import InvalidRequestError
 from aiquery_serving.llm.grammar import Grammars
 from aiquery_serving.llm.interface import Sampling, TokenLogprob
 
@@ -15,6 +16,8 @@ from aiquery_serving.llm.interface import Sampling, TokenLogprob
 _COLDEST = 1e-3
 #: How many of the likeliest tokens are looked at first for those that are together likely enough.
 _LIKELY = 256
+#: In the place of a token where the model has computed no number for the likeliest.
+NO_TOKEN = -1
 
 
 class Chooser:
@@ -37,8 +40,19 @@ class Chooser:
         """Note the token that was chosen."""
         if self._penalised:
             self._given[token] += 1
-        if self.matcher is not None and not self.matcher.consume_token(token):
-            raise ValueError(f"The grammar of the answer broke: {self.matcher.get_error()}")
+        if self.matcher is not None:
+            self.matcher.consume_token(token)
+            self.check()
+
+    def check(self) -> None:
+        """Let pass while the schema can be followed.
+
+        Raises:
+            InvalidRequestError: That has become too complex; what it allows means nothing from here on.
+        """
+        if self.matcher is not None and self.matcher.is_error():
+            reason = self.matcher.get_error().partition("\n")[0]
+            raise InvalidRequestError(f"The JSON schema of the answer cannot be followed any further: {reason}.")
 
     @property
     def complete(self) -> bool:
@@ -73,7 +87,7 @@ class Sampler:
             choosers: One per sequence.
 
         Returns:
-            The tokens, and by row number how likely they were, of those who want to know.
+            The tokens, or `NO_TOKEN`, and by row number how likely they were, of those who want to know.
         """
         logits = logits.float()
         asked = [row for row, chooser in enumerate(choosers) if chooser.sampling.logprobs]
@@ -81,10 +95,10 @@ class Sampler:
         self._shift(logits, choosers)
         self._restrict(logits, choosers)
         hot = [row for row, chooser in enumerate(choosers) if chooser.sampling.temperature]
-        chosen = logits.argmax(-1)
+        best, chosen = logits.max(-1)
         if hot:
             chosen[hot] = self._draw(logits[hot], [choosers[row] for row in hot])
-        tokens: list[int] = chosen.tolist()
+        tokens: list[int] = chosen.masked_fill_(~best.isfinite(), NO_TOKEN).tolist()
         if raw is None:
             return tokens, {}
         said = _logprobs(raw, [tokens[row] for row in asked], [choosers[row].sampling.top_logprobs for row in asked])
@@ -148,7 +162,7 @@ def _keep_top_p(logits: Any, shares: Sequence[float]) -> None:
 
 
 def _logprobs(raw: Any, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
-    own = raw.gather(-1, torch.tensor(tokens, device=raw.device)[:, None])[:, 0].tolist()
+    own = raw.gather(-1, torch.tensor(tokens, device=raw.device).clamp_min_(0)[:, None])[:, 0].tolist()
     top = raw.topk(min(max(counts), raw.shape[1]))
     likeliest = zip(top.indices.tolist(), top.values.tolist(), counts, strict=True)
     pairs = [tuple(zip(ids[:count], values[:count], strict=True)) for ids, values, count in likeliest]

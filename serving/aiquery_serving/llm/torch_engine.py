@@ -13,6 +13,7 @@ from queue import SimpleQueue
 import torch
 
 from aiquery_serving.errors import (
+    AiQueryError,
     ContextLengthError,
     EngineError,
     InvalidRequestError,
@@ -20,6 +21,7 @@ from aiquery_serving.errors import (
     OverloadedError,
 )
 from aiquery_serving.llm import batch
+from aiquery_serving.llm.ending import await_before_exit, close_before_exit
 from aiquery_serving.llm.generation import Answer, Post
 from aiquery_serving.llm.grammar import Grammars
 from aiquery_serving.llm.interface import (
@@ -33,7 +35,7 @@ from aiquery_serving.llm.interface import (
 )
 from aiquery_serving.llm.model_files import ModelFiles
 from aiquery_serving.llm.prompting import Prompter
-from aiquery_serving.llm.sampler import Chooser, Sampler
+from aiquery_serving.llm.sampler import NO_TOKEN, Chooser, Sampler
 from aiquery_serving.llm.scheduler import Row, Scheduler, Sequence, Step
 from aiquery_serving.llm.settings import EngineSettings
 from aiquery_serving.llm.text_stream import TextStream
@@ -47,6 +49,10 @@ _FEWEST_SLOTS = 64
 #: Seconds that the engine's thread has to end.
 _PATIENCE = 1.0
 _CLOSED = "The model is being unloaded. Try again in a moment."
+_NOT_FINITE = (
+    "The model computes no finite numbers for what comes next: its weights are broken, or its numbers of 16 bits"
+    " overflow (AIQUERY_DTYPE sets others)."
+)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -64,6 +70,7 @@ class _Turn:
 
     def take(self, token: int, logprob: TokenLogprob | None) -> str | None:
         """Take a token that was chosen; returns why it was the last, if it was."""
+        self.chooser.check()
         if token in self.ends:
             return STOP
         self.chooser.accept(token)
@@ -131,6 +138,8 @@ class TorchEngine:
         self._grammars.prepare()
         self._thread = threading.Thread(target=self._serve, name="aiquery-llm", daemon=True)
         self._thread.start()
+        close_before_exit(self)
+        await_before_exit(self._thread)
 
     @classmethod
     def load(
@@ -144,20 +153,28 @@ class TorchEngine:
         """
         try:
             loaded = load(files, settings, say)
-            limits = _limits(loaded, settings)
-            if limits["slots"] < _FEWEST_SLOTS:
+            slots, sequences, tokens = _limits(loaded, settings)
+            if slots < _FEWEST_SLOTS:
                 raise ModelError(
                     f"The model in {files.model} leaves no memory for the keys and values of even {_FEWEST_SLOTS}"
                     " tokens: raise AIQUERY_KV_MEMORY_FRACTION, or serve a smaller model."
                 )
-            engine = cls(loaded, prompter, **limits)
+            engine = cls(loaded, prompter, slots=slots, max_sequences=sequences, max_batch_tokens=tokens)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"The model in {files.model} is too large for the GPU's memory: {error}") from error
         say(
             f"PyTorch {torch.__version__} on {engine.device} in {str(loaded.model.dtype).removeprefix('torch.')}: "
-            f"context of {engine.context_length:,} tokens, memory for {limits['slots']:,}."
+            f"context of {engine.context_length:,} tokens, memory for {slots:,}."
         )
         return engine
+
+    def prepare(self, schema: str) -> None:
+        """Compile a JSON schema, for `submit` not to wait for it. From any thread but an event loop's.
+
+        Raises:
+            InvalidRequestError: It cannot be followed.
+        """
+        self._grammars.matcher(schema)
 
     def submit(self, request: GenerationRequest, *, stream: bool = False) -> Answer:
         """Begin to answer; on an event loop, never blocks.
@@ -197,6 +214,7 @@ class TorchEngine:
             self._closed = True
         self._inbox.put(lambda: None)
         self._thread.join(_PATIENCE)
+        self._grammars.close()
 
     def _turn(self, request: GenerationRequest, *, stream: bool) -> _Turn:
         """Check a request and make it ready."""
@@ -303,6 +321,9 @@ class TorchEngine:
 
     def _give(self, turn: _Turn, token: int, logprob: TokenLogprob | None) -> None:
         """Give a turn the token that was chosen for it."""
+        if token == NO_TOKEN:
+            self._end(turn, ModelError(_NOT_FINITE))
+            return
         self._completion_tokens += 1
         self._scheduler.append(turn.sequence, token)
         try:
@@ -326,12 +347,11 @@ class TorchEngine:
                 self._end(self._turns[sequence], _failure(error))
 
 
-def _limits(loaded: LoadedModel, settings: EngineSettings) -> dict[str, int]:
+def _limits(loaded: LoadedModel, settings: EngineSettings) -> tuple[int, int, int]:
     """Return the slots, the sequences and the tokens of an engine."""
     usual = (_GPU_SEQUENCES, _GPU_TOKENS) if loaded.model.device.type == "cuda" else (_CPU_SEQUENCES, _CPU_TOKENS)
     sequences, tokens = settings.max_sequences or usual[0], settings.max_batch_tokens or usual[1]
-    slots = kv_slots(loaded, settings, sequences=sequences, tokens=tokens)
-    return {"slots": slots, "max_sequences": sequences, "max_batch_tokens": tokens}
+    return kv_slots(loaded, settings, sequences=sequences, tokens=tokens), sequences, tokens
 
 
 def _part(row: Row) -> batch.Part:
@@ -339,7 +359,9 @@ def _part(row: Row) -> batch.Part:
     return batch.Part(tokens, row.start, row.sequence.start, row.samples)
 
 
-def _failure(error: Exception) -> EngineError:
+def _failure(error: Exception) -> AiQueryError:
+    if isinstance(error, AiQueryError):
+        return error
     failure = EngineError(f"The engine failed over this request: {type(error).__name__}: {error}. Try it again.")
     failure.__cause__ = error
     return failure

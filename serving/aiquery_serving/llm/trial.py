@@ -54,6 +54,10 @@ def try_out(model: Any) -> Trial:
     try:
         sequences = _sequences(len(model.get_input_embeddings().weight))
         whole = torch.stack([_logits(model, sequence) for sequence in sequences])
+        if not whole.isfinite().all():
+            raise ModelError(
+                "The model computes numbers that are not finite: its weights, or its config.json, are broken."
+            )
         attention.register()
         model.set_attn_implementation(attention.NAME)
         recorder = Recorder()
@@ -61,7 +65,7 @@ def try_out(model: Any) -> Trial:
         for flash in (True, False) if model.device.type == "cuda" else (False,):
             if recorder.layers and _agrees(model, recorder.layers, sequences, whole, flash=flash):
                 return Trial(recorder.layers, recorder.windows, whole.shape[1], flash)
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, ModelError):
         raise
     except Exception as error:
         raise ModelError(_refusal(model, f" ({type(error).__name__}: {error})")) from error

@@ -21,6 +21,7 @@ from aiquery_serving.errors import (
 )
 from aiquery_serving.llm.generation import Answer
 from aiquery_serving.llm.interface import EngineMetrics, GenerationRequest, GenerationUsage, Piece
+from aiquery_serving.llm.schema_trial import SchemaTrial
 from aiquery_serving.llm.settings import EngineSettings
 from aiquery_serving.llm.vllm_metrics import Meter
 from aiquery_serving.llm.vllm_translation import (
@@ -65,7 +66,16 @@ class VllmEngine:
         self.device = _device(settings)
         self.context_length: int = self._host.llm.model_config.max_model_len
         self._adapter = _lora(files, settings)
+        self._trial = SchemaTrial()
         say(f"vLLM {_version()} on {self.device}: context of {self.context_length:,} tokens.")
+
+    def prepare(self, schema: str) -> None:
+        """Find out that a JSON schema does no harm to vLLM's process. From any thread but an event loop's.
+
+        Raises:
+            InvalidRequestError: It does.
+        """
+        self._trial.check(schema)
 
     def submit(self, request: GenerationRequest, *, stream: bool = False) -> Answer:
         """Begin to answer; on an event loop, never blocks.
@@ -103,6 +113,7 @@ class VllmEngine:
     def close(self) -> None:
         """Stop within seconds and give memory back; who waits gets an OverloadedError. From any thread."""
         self._host.close()
+        self._trial.close()
 
 
 class VllmEmbedder:

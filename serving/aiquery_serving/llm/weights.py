@@ -175,7 +175,8 @@ def _pretrained(folder: Path, dtype: Any) -> Any:
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises what it likes for files that others wrote
-        raise ModelError(f"The model in {folder} cannot be loaded: {error}") from error
+        why = "its weights have not the shapes of its config.json" if "mismatched_sizes" in str(error) else error
+        raise ModelError(f"The model in {folder} cannot be loaded: {why}") from error
     if found["missing_keys"]:
         missing = ", ".join(sorted(found["missing_keys"])[:3])
         raise ModelError(f"The model in {folder} cannot be loaded: its files lack weights ({missing}, …).")

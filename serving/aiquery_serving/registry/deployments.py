@@ -304,7 +304,7 @@ class Deployments:
             now = _serving(record, held.serving.entities)
             if now != held.serving:  # the gateway may know a Serving by its identity
                 held.serving = self._ready[name] = now
-        elif record.ready and held.loading != version:
+        elif record.ready and held.loading != version and not self._closed:
             self._reload(held, record, version)
 
     def _reload(self, held: _Held, record: EndpointRecord, version: int) -> None:

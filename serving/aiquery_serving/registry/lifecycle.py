@@ -67,9 +67,11 @@ def fail(record: EndpointRecord, failure: LoadFailure, *, now_ms: int) -> Endpoi
 
 
 def failure_text(record: EndpointRecord) -> str:
-    """Return why the endpoint's served entities do not run."""
+    """Return why the endpoint's served entities do not run, without a full stop."""
     return "; ".join(
-        f"served entity '{name}': {message}" for name, (state, message) in record.states.items() if state == FAILED
+        f"served entity '{name}': {message.removesuffix('.')}"
+        for name, (state, message) in record.states.items()
+        if state == FAILED
     )
 
 

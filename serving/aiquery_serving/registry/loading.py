@@ -47,7 +47,8 @@ class Loader:
     def load(self, endpoint_id: str, entity: ServedEntity) -> Entity | LoadFailure:
         """Return a served entity that is ready, or why it is not."""
         began = self._clock.now()
-        self._tell(endpoint_id, entity, f"Loading {entity.entity_name} version {entity.entity_version}.")
+        version = f" version {entity.entity_version}" if entity.entity_version else ""
+        self._tell(endpoint_id, entity, f"Loading {entity.entity_name}{version}.")
         try:
             loaded = self._load(entity, partial(self._said, endpoint_id, entity))
         except Exception as error:  # noqa: BLE001 - a model's own code may raise anything

@@ -44,6 +44,8 @@ _ENGINE_NUMBERS: Final = {
     ),
     "kv_tokens_used": ("engine_kv_tokens_used", "Tokens in the key-value memory of a model's engine"),
 }
+#: Of these, what several processes cannot add up: the one that looked last tells it.
+_SHARES: Final = {"prefix_hit_rate"}
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -96,9 +98,16 @@ class Metrics:
             registry=registry, multiprocess_mode="livesum",
         )  # fmt: skip
         self._engines = {
-            number: Gauge(name, text, labels, registry=registry, multiprocess_mode="livesum")
+            number: Gauge(
+                name,
+                text,
+                labels,
+                registry=registry,
+                multiprocess_mode="livemostrecent" if number in _SHARES else "livesum",
+            )
             for number, (name, text) in _ENGINE_NUMBERS.items()
         }
+        self._known_engines: set[tuple[str, str]] = set()
         self._registry = _of_all_processes() if shared else registry
         self._sampled = (time.monotonic(), time.process_time())
         # Finding a labelled counter takes longer than counting.
@@ -125,9 +134,7 @@ class Metrics:
 
     def sample(self, engines: Iterable[Json] = ()) -> None:
         """Note what the process uses of the machine, since the last time, and what engines of models report."""
-        for report in engines:
-            for number, gauge in self._engines.items():
-                gauge.labels(report["endpoint"], report["served_entity"]).set(report[number])
+        self._note_engines({(report["endpoint"], report["served_entity"]): report for report in engines})
         at, used = time.monotonic(), time.process_time()
         passed = at - self._sampled[0]
         if passed > 0:
@@ -136,6 +143,12 @@ class Metrics:
         if _STATM.exists():
             pages = int(_STATM.read_text().split()[1])
             self._memory.set(100 * pages / os.sysconf("SC_PHYS_PAGES"))
+
+    def _note_engines(self, reports: Mapping[tuple[str, str], Json]) -> None:
+        self._known_engines |= reports.keys()
+        for names in self._known_engines:
+            for number, gauge in self._engines.items():
+                gauge.labels(*names).set(reports.get(names, {}).get(number, 0))  # one that is gone does nothing
 
     def export(self, endpoint: str) -> bytes:
         """Return what was counted for one endpoint, and what the server uses, as Prometheus' text."""

@@ -70,4 +70,6 @@ def with_base64(answer: Json) -> Json:
 
 
 def _packed(embedding: Any) -> Any:
-    return b64encode(np.asarray(embedding, "<f4").tobytes()).decode() if isinstance(embedding, list) else embedding
+    if isinstance(embedding, list | np.ndarray):
+        return b64encode(np.asarray(embedding, "<f4").tobytes()).decode()
+    return embedding

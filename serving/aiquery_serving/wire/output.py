@@ -178,7 +178,8 @@ def _foundation_model(entity: ServedEntity) -> Json | None:
     name = entity.entity_name or ""
     if not (entity.is_provisioned or entity.kind is Kind.FOUNDATION or name.startswith(_BUILT_IN)):
         return None
-    return {"name": name, "display_name": name.rpartition(".")[2], "description": "", "docs": ""}
+    shown = name.rstrip("/").rpartition("/" if "/" in name else ".")[2]
+    return {"name": name, "display_name": shown, "description": "", "docs": ""}
 
 
 def _external_model(model: ExternalModel) -> Json:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 #: What is to become of a prompt that leaves less room than the answer may take.
 _TRUNCATE, _ERROR = "truncate", "error"
+_MOST_ANSWERS = 2048
 
 
 def ask(body: Mapping[str, Any], prompter: Prompter, *, context: int, batch: bool = False) -> Asked:
@@ -33,6 +34,11 @@ def ask(body: Mapping[str, Any], prompter: Prompter, *, context: int, batch: boo
     if echo and sampling.logprobs:
         raise InvalidRequestError("Prompts have no log-probabilities here: ask for 'echo' or for 'logprobs'.")
     given, behavior = _prompts(asked), word(asked, "error_behavior", _TRUNCATE, _ERROR)
+    if len(given) * choices > _MOST_ANSWERS:
+        raise InvalidRequestError(
+            f"The request asks for {len(given) * choices:,} answers, 'n' to each prompt: one request may have"
+            f" {_MOST_ANSWERS:,}."
+        )
     prompts = [_fitted(prompter.text(text, raw=raw), sampling, context, behavior) for text in given]
     writers = [
         TextChoice(place * choices + index, prompter, echo=text if echo else "", logprobs=sampling.logprobs)

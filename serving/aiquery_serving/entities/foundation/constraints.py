@@ -100,8 +100,11 @@ def _call(name: str, arguments: str) -> Json:
 
 
 def _parameters(function: Json, home: str) -> Json:
+    declared = function.get("parameters") or {"properties": {}}
+    if declared.get("properties") == {}:  # it has none, and would be given whatever comes to the model's mind
+        declared = {"type": "object", "additionalProperties": False, **declared}
     try:
-        moved: Json = _moved(function.get("parameters") or {"type": "object"}, home)
+        moved: Json = _moved(declared, home)
     except RecursionError as error:
         raise InvalidRequestError(f"The parameters of the tool '{function['name']}' are nested too deeply.") from error
     return moved

@@ -39,12 +39,11 @@ class Embeddings:
         return sum(map(len, self.texts))
 
     def written(self, vectors: NDArray[np.float32]) -> list[Any]:
-        """Return embeddings of shape (texts, dimensions of the model) as they are wanted."""
+        """Return embeddings of shape (texts, dimensions of the model) as they are wanted: texts, or NumPy's rows."""
         wanted = vectors if self.dimensions is None else shortened(vectors, self.dimensions)
         if self.base64:
             return [b64encode(vector.astype("<f4").tobytes()).decode() for vector in wanted]
-        numbers: list[Any] = wanted.tolist()
-        return numbers
+        return [*wanted]
 
 
 def ask(body: Mapping[str, Any], prompter: Prompter, *, instructions: Instructions, dimensions: int) -> Embeddings:
@@ -63,10 +62,10 @@ def ask(body: Mapping[str, Any], prompter: Prompter, *, instructions: Instructio
     instruction = asked.get("instruction")
     if not isinstance(instruction, str | None):
         raise wrong("instruction", instruction, "a string")
-    texts = [
-        prompter.text(instructions.apply(item, instruction)) if isinstance(item, str) else _tokens(item, prompter)
-        for item in _inputs(asked.get("input"))
-    ]
+    items = _inputs(asked.get("input"))
+    words = [instructions.apply(item, instruction) for item in items if isinstance(item, str)]
+    read = iter(prompter.texts(words))
+    texts = [next(read) if isinstance(item, str) else _tokens(item, prompter) for item in items]
     if empty := [place for place, text in enumerate(texts) if not text]:
         raise InvalidRequestError(f"The request's 'input' has no tokens in place {empty[0]}: leave empty texts out.")
     return Embeddings(

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: A request that is estimated to have more tokens becomes tokens on a thread.
 _LONG: Final = 5_000
+#: So does one of more messages, prompts or texts, and one with tools, which may be of any length.
+_MANY: Final = 100
+#: What a model takes at most, where it is not loaded.
+_UNBOUNDED: Final = 2**31
 
 T = TypeVar("T")
 
@@ -113,13 +117,19 @@ class FoundationEntity:
         where = {"engine": engine.name, "device": engine.device} if engine else {"engine": None, "device": None}
         return {**where, "loaded": engine is not None, **asdict(metrics), "prefix_hit_rate": metrics.prefix_hit_rate}
 
-    def count_tokens(self, text: str) -> int:
-        """Return the number of tokens of a text (a `tokens.CountsTokens`). From any thread.
+    def count_prompt(self, body: Mapping[str, Any]) -> int:
+        """Return the input tokens of a request (a `tokens.CountsPrompts`); the model need not be loaded for it.
 
         Raises:
+            InvalidRequestError: The body is wrong.
             ModelError: The tokenizer does not load.
         """
-        return self._prompter().count(text)
+        prompter = self._prompter()
+        if self.task == EMBEDDINGS:
+            return embedding.ask(body, prompter, instructions=self._instructions, dimensions=_UNBOUNDED).tokens
+        of_completions = partial(completions.ask, context=_UNBOUNDED)
+        asked = (chat.ask if self.task == CHAT else of_completions)(body, prompter)
+        return sum(len(each.token_ids) for each in asked.generations[:: asked.per_prompt])
 
     def retire(self, *, at_once: bool = False) -> None:
         """Give the engine back when it has answered what it was asked, or now. From any thread."""
@@ -179,16 +189,25 @@ class FoundationEntity:
                 yield {**head, "choices": [], "usage": _usage(asked, generations)[0]}
 
     async def _asked(self, engine: Engine, body: Mapping[str, Any], batch: bool) -> Asked:
-        if self.task == CHAT:
-            return await self._read(body, chat.ask, batch=batch)
-        return await self._read(body, completions.ask, context=engine.context_length, batch=batch)
+        if self.task != CHAT:
+            return await self._read(body, completions.ask, context=engine.context_length, batch=batch)
+        asked = await self._read(body, chat.ask, batch=batch)
+        if (schema := asked.generations[0].sampling.schema) is not None:
+            await asyncio.to_thread(engine.prepare, schema)
+        return asked
 
     async def _read(self, body: Mapping[str, Any], ask: Callable[..., T], **options: Any) -> T:
         reading = partial(ask, body, self._prompter(), **options)
-        return await asyncio.to_thread(reading) if estimated_tokens(body) > _LONG else reading()
+        return await asyncio.to_thread(reading) if _is_long(body) else reading()
 
     def _head(self) -> Json:
         return answers.head(self.task, self.name, now=self._clock.epoch_ms() / 1000)
+
+
+def _is_long(body: Mapping[str, Any]) -> bool:
+    lists = (body.get(name) for name in ("messages", "prompt", "input"))
+    many = any(isinstance(items, list) and len(items) > _MANY for items in lists)
+    return many or "tools" in body or estimated_tokens(body) > _LONG
 
 
 async def _choices(asked: Asked, generations: list[Generation]) -> AsyncGenerator[Json, None]:

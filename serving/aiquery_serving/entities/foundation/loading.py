@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aiquery_serving.errors import AiQueryError, ModelError, OverloadedError
+from aiquery_serving.llm.ending import await_before_exit, close_before_exit
 
 #: The longest wait before a load that keeps failing is tried again, in seconds.
 _LONGEST_WAIT: Final = 60.0
@@ -75,6 +76,7 @@ class OnDemand(Generic[T]):
         self._failure: tuple[float, str] = (0.0, "")
         self._retired = False
         self._end = threading.Event()
+        close_before_exit(self)
         if idle_seconds is not None:
             self._on_a_thread("idle", self._watch_idle, idle_seconds)
 
@@ -211,7 +213,9 @@ class OnDemand(Generic[T]):
 
     def _on_a_thread(self, purpose: str, work: Callable[..., None], *arguments: Any) -> None:
         name = f"aiquery-{purpose}-{self._name}"
-        threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+        thread = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+        thread.start()
+        await_before_exit(thread)
 
 
 def _out_of_service(name: str) -> OverloadedError:

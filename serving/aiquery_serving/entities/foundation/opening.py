@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from aiquery_serving.llm.settings import EngineSettings
 
 _NEEDED = ("torch", "transformers")
+#: Held by whoever loads: two at once would both take the memory that is free, and transformers, which imports its
+#: parts as they are used, cannot be imported by two threads at once.
+_LOADING = threading.RLock()
 
 
 def load_foundation(
@@ -71,13 +75,15 @@ def require_libraries(name: str) -> None:
 
 
 def _prompter(files: ModelFiles, settings: EngineSettings) -> Prompter:
-    from aiquery_serving.llm.prompting import Prompter
+    with _LOADING:
+        from aiquery_serving.llm.prompting import Prompter
 
-    return Prompter.load(files, settings)
+        return Prompter.load(files, settings)
 
 
 def _engine(files: ModelFiles, settings: EngineSettings, prompter: Prompter, say: Callable[[str], None]) -> Any:
-    from aiquery_serving.llm.choosing import load_embedder, load_engine
+    with _LOADING:
+        from aiquery_serving.llm.choosing import load_embedder, load_engine
 
-    load = load_embedder if files.task == EMBEDDINGS else load_engine
-    return load(files, settings, prompter, say)
+        load = load_embedder if files.task == EMBEDDINGS else load_engine
+        return load(files, settings, prompter, say)

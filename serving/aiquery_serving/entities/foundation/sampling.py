@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, Final
 
@@ -102,12 +103,19 @@ def _bias(asked: Json, vocabulary: int) -> dict[int, float]:
     given = asked.get("logit_bias", {})
     if not isinstance(given, dict):
         raise wrong("logit_bias", given, "an object from token numbers to numbers")
-    bias = {_token(name, vocabulary): number(given, name, -100, 100, 0.0) for name in given}
+    bias = {_token(name, vocabulary): _shift(value) for name, value in given.items()}
     return {token: value for token, value in bias.items() if value}
 
 
+def _shift(value: Any) -> float:
+    try:
+        return number({"logit_bias": value}, "logit_bias", -100, 100, 0.0)
+    except InvalidRequestError:
+        raise wrong("logit_bias", value, "an object whose every value is a number from -100 to 100") from None
+
+
 def _token(name: Any, vocabulary: int) -> int:
-    token = int(name) if str(name).isdecimal() else -1
+    token = int(name) if re.fullmatch(r"\d{1,9}", str(name), re.ASCII) else -1
     if 0 <= token < vocabulary:
         return token
     raise wrong("logit_bias", name, f"an object whose keys are token numbers from 0 to {vocabulary - 1}")

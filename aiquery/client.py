@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -391,7 +392,8 @@ def _pieces(streamed: Streamed) -> Iterator[Json]:
         while (piece := engine_thread.run(following())) is not None:
             yield piece
     finally:
-        engine_thread.run(streamed.aclose())
+        if not sys.is_finalizing():  # else the loop's thread is gone, and nothing would ever come of it
+            engine_thread.run(streamed.aclose())
 
 
 def _wrapped(field: str, value: Any) -> Any:

@@ -180,15 +180,24 @@ class TestNothingMoreIsSentAfter:
         return oracles.asked.total() - before
 
     def test_an_interrupt(self, con, oracles):
+        ended = threading.Event()
+
         def interrupt():
             deadline = time.monotonic() + 20
             while not oracles.asked and time.monotonic() < deadline:
                 time.sleep(0.01)
-            con.interrupt()
+            # What looks ahead may ask before DuckDB has begun to run the statement, and then forgets an interrupt.
+            while not ended.wait(0.05):
+                con.interrupt()
 
-        threading.Thread(target=interrupt).start()
-        with pytest.raises(duckdb.Error):
-            con.execute(self.QUERY).fetchall()
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        try:
+            with pytest.raises(duckdb.Error):
+                con.execute(self.QUERY).fetchall()
+        finally:
+            ended.set()
+            interrupting.join()
 
         assert oracles.asked
         assert self.sent_later(oracles) == 0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 
@@ -247,11 +249,32 @@ def test_a_process_ends_in_the_middle_of_answers(llama):
                 [*workspace.stream("e", {LONG!r})]
         for _ in range(20):
             threading.Thread(target=listen, daemon=True).start()
+        left_open = workspace.stream("e", {LONG!r})
+        next(left_open)
         while workspace.engines()[0]["running"] < 20:
             pass
     """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, "terminate" in done.stderr) == (0, False), done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_is_told_that_the_model_is_not_its_own(workspace, serve, llama):
+    serve(llama)
+    reading, writing = os.pipe()
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        child = os.fork()
+    if not child:
+        try:
+            workspace.query("e", FRANCE)
+        except ModelError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        assert "belongs to the process that this one was forked from" in told.read()
+    os.waitpid(child, 0)
+    assert workspace.query("e", {**LONG, "max_tokens": 2})
 
 
 def test_an_interrupted_query_gives_its_places_back(workspace, serve, llama):

@@ -660,7 +660,9 @@ def test_packed_embeddings_come_back_in_the_order_of_their_inputs(world):
     assert world.usage[0].rows == 3
 
 
-@pytest.mark.parametrize("refusal", [errors.ProviderRequestError, errors.ContextLengthError])
+@pytest.mark.parametrize(
+    "refusal", [errors.ProviderRequestError, errors.ContextLengthError, errors.InvalidRequestError]
+)
 @pytest.mark.parametrize("bad", [(), ("0",), ("7",), ("3", "4"), ("1", "38", "39")])
 def test_bad_inputs_are_searched_out_and_the_others_answered_once(world, bad, refusal):
     entity = embedder(world, bad=bad, refusal=refusal)

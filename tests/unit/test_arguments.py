@@ -6,9 +6,10 @@ import pyarrow as pa
 import pytest
 
 from aiquery_serving.endpoint import Kind
+from aiquery_serving.errors import ProviderResponseError
 from aiquery_serving.messages import CHAT, COMPLETIONS, EMBEDDINGS
 from aiquery_udfs import errors
-from aiquery_udfs.arguments import EndpointInfo, answer_text, bind
+from aiquery_udfs.arguments import EndpointInfo, answer_text, bind, check_whole
 
 CHATTY = EndpointInfo(name="chat", kind=Kind.EXTERNAL, task=CHAT, model_names=("gpt-4o",))
 COMPLETE = EndpointInfo(name="complete", kind=Kind.EXTERNAL, task=COMPLETIONS, model_names=("davinci",))
@@ -299,6 +300,33 @@ def chat_answer(content):
 )  # fmt: skip
 def test_the_text_of_an_answer_is_its_first_choices(task, body, text):
     assert answer_text(task, body) == text
+
+
+SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {}}}
+
+
+def cut(text, reason="length"):
+    return {"choices": [{"message": {"content": text}, "finish_reason": reason}]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "text", "reason"),
+    [
+        ({}, '{"a', "length"),
+        ({"response_format": {"type": "text"}}, '{"a', "length"),
+        (SCHEMA, '{"a', "stop"),
+        (SCHEMA, '{"a": 1}', "length"),
+        (SCHEMA, None, "length"),
+    ],
+)
+def test_an_answer_is_whole_unless_it_was_to_be_json_and_is_cut_off(asked, text, reason):
+    check_whole(asked, cut(text, reason), text)
+
+
+def test_json_that_is_cut_off_is_no_answer():
+    with pytest.raises(ProviderResponseError, match="cut off by max_tokens") as raised:
+        check_whole(SCHEMA, cut('{"a'), '{"a')
+    assert isinstance(errors.from_gateway(raised.value), errors.JsonParseError)
 
 
 @pytest.mark.parametrize(

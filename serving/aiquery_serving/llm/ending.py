@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 from typing import Final, Protocol
@@ -23,6 +24,7 @@ class Closable(Protocol):
 #: In the order in which they came: what loads others is closed before they are.
 _open: WeakKeyDictionary[Closable, None] = WeakKeyDictionary()
 _threads: WeakSet[threading.Thread] = WeakSet()
+_process = os.getpid()
 
 
 def close_before_exit(computing: Closable) -> None:
@@ -37,6 +39,8 @@ def await_before_exit(thread: threading.Thread) -> None:
 
 @atexit.register
 def _end() -> None:
+    if os.getpid() != _process:  # nothing computes in a fork, and what was open belongs to another process
+        return
     for computing in [*_open]:
         computing.close()
     until = time.monotonic() + _PATIENCE

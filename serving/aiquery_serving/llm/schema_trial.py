@@ -15,26 +15,26 @@ from typing import Final
 
 from aiquery_serving.errors import InvalidRequestError
 
-#: Seconds of computing that a schema may take to compile.
+#: Seconds that a schema may take to compile.
 SECONDS: Final = 2.0
 #: Words of schemas without any of which compiling takes no longer than reading.
 _RISKY: Final = re.compile(r'"(\$ref|\$dynamicRef|\$recursiveRef|allOf|pattern|patternProperties|multipleOf)"')
-#: Its stack is a fraction of what threads have: what passes here has room elsewhere. The timer ends it, wherever it is.
+#: Its stack is a fraction of what threads have: what passes here has room elsewhere. Compiling lets the timer run.
 _PROGRAM: Final = """
-import signal, sys, threading
+import os, sys, threading
 from llguidance import LLMatcher, LLTokenizer
 
 def serve(tokenizer=LLTokenizer("byte")):
     for schema in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
+        timer = threading.Timer(float(sys.argv[1]), os._exit, [1])
+        timer.start()
         try:
             LLMatcher(tokenizer, LLMatcher.grammar_from_json_schema(schema), log_level=0)
         except ValueError:
             pass
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        timer.cancel()
         print(flush=True)
 
-signal.signal(signal.SIGPROF, signal.SIG_DFL)
 threading.stack_size(2**20)
 threading.Thread(target=serve).start()
 """
@@ -61,7 +61,9 @@ class SchemaTrial:
             )
 
     def close(self) -> None:
-        """End the process. Another schema begins another one."""
+        """End the process, and who waits for it. Another schema begins another one."""
+        if (process := self._process) is not None:
+            process.kill()
         with self._lock:
             self._end()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -76,6 +77,7 @@ class OnDemand(Generic[T]):
         self._failure: tuple[float, str] = (0.0, "")
         self._retired = False
         self._end = threading.Event()
+        self._process = os.getpid()
         close_before_exit(self)
         if idle_seconds is not None:
             self._on_a_thread("idle", self._watch_idle, idle_seconds)
@@ -145,6 +147,11 @@ class OnDemand(Generic[T]):
         self._clear()
 
     def _enter(self) -> Future[T]:
+        if os.getpid() != self._process:
+            raise ModelError(
+                f"Model {self._name!r} belongs to the process that this one was forked from. Open a workspace here, or"
+                " begin processes by spawn."
+            )
         with self._lock:
             if self._end.is_set():
                 raise _out_of_service(self._name)

@@ -52,7 +52,9 @@ def test_what_language_models_would_run_on_is_told(monkeypatch):
     (missing,) = examinations.language_models()
     assert (missing.state, missing.advice) == ("ok", "for them: pip install 'aiquery[llm]'")
 
-    torch = SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2, get_device_name=lambda number: f"GPU {number}"))
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(device_count=lambda: 2, get_device_name=lambda number: f"GPU {number}")
+    )
     monkeypatch.setitem(sys.modules, "torch", torch)
     monkeypatch.setattr(examinations, "_version", lambda _: "2.0.0")
     (ready,) = examinations.language_models()

@@ -373,7 +373,11 @@ def test_changing_only_the_split_keeps_the_running_models(world, registry):
     ("before", "after", "loads"),
     [
         ({"max_provisioned_throughput": 970}, {"min_provisioned_throughput": 0, "max_provisioned_throughput": 1940}, 1),
-        ({"max_provisioned_throughput": 970}, {"min_provisioned_throughput": 970, "max_provisioned_throughput": 970}, 2),
+        (
+            {"max_provisioned_throughput": 970},
+            {"min_provisioned_throughput": 970, "max_provisioned_throughput": 970},
+            2,
+        ),
         ({"provisioned_model_units": 50}, {"provisioned_model_units": 100, "burst_scaling_enabled": False}, 1),
         ({"environment_vars": {"A": "1"}}, {"environment_vars": {"A": "1"}}, 1),
         ({"environment_vars": {"A": "1"}}, {"environment_vars": {"A": "2"}}, 2),

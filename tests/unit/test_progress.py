@@ -228,8 +228,7 @@ def test_a_phrase_with_brackets_is_no_markup():
 @pytest.fixture
 def bare_logger(monkeypatch):
     """A logger that nobody has configured, as in a script."""
-    logger = logging.getLogger("aiquery.progress.of_this_test")
-    logger.propagate = False
+    logger = logging.Logger("aiquery.progress")  # nobody else's
     monkeypatch.setattr(displays, "_log", logger)
     return logger
 

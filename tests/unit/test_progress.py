@@ -228,7 +228,7 @@ def test_a_phrase_with_brackets_is_no_markup():
 @pytest.fixture
 def bare_logger(monkeypatch):
     """A logger that nobody has configured, as in a script."""
-    logger = logging.Logger("aiquery.progress")  # nobody else's
+    logger = logging.Logger("aiquery.progress")  # noqa: LOG001 - nobody else is to have it
     monkeypatch.setattr(displays, "_log", logger)
     return logger
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from aiquery_serving.llm.embedding_batches import RunSizes, Text, TextQueue
 from aiquery_serving.llm.ending import await_before_exit, close_before_exit
 from aiquery_serving.llm.interface import EmbeddingEngine, EngineMetrics
 from aiquery_serving.llm.model_files import ModelFiles
+from aiquery_serving.llm.processors import computed
 from aiquery_serving.llm.prompting import Prompter
 from aiquery_serving.llm.settings import EngineSettings
 
@@ -185,7 +187,7 @@ class TorchEmbedder:
 
     def _outcome(self, run: Sequence[Text[_Call]]) -> NDArray[np.float32] | Exception:
         try:
-            rows = self._encoder([text.caller.texts[text.row] for text in run])
+            rows = computed(self.device, partial(self._encoder, [text.caller.texts[text.row] for text in run]))
         except Exception as error:  # noqa: BLE001 - those who asked are told
             return error
         return rows if np.isfinite(rows).all() else ArithmeticError("it gives numbers that are none; is it float16?")

@@ -34,6 +34,7 @@ from aiquery_serving.llm.interface import (
     TokenLogprob,
 )
 from aiquery_serving.llm.model_files import ModelFiles
+from aiquery_serving.llm.processors import computed
 from aiquery_serving.llm.prompting import Prompter
 from aiquery_serving.llm.sampler import NO_TOKEN, Chooser, Sampler
 from aiquery_serving.llm.scheduler import Row, Scheduler, Sequence, Step
@@ -257,9 +258,8 @@ class TorchEngine:
 
     def _serve(self) -> None:
         try:
-            with torch.inference_mode():
-                while self._take_in():
-                    self._step()
+            while self._take_in():
+                self._step()
         finally:
             self._stop()
 
@@ -308,16 +308,21 @@ class TorchEngine:
 
     def _compute(self, step: Step) -> None:
         """Do what a step says, and give out the tokens that follow."""
-        for move in step.moves:
-            self._memory.move(move.source, move.target, move.count)
-        if not step.rows:
-            return
         turns = [self._turns[row.sequence] for row in step.rows if row.samples]
-        logits = batch.run(self._loaded.model, self._memory, [*map(_part, step.rows)], flash=self._loaded.flash)
-        tokens, logprobs = self._sampler.choose(logits, [turn.chooser for turn in turns]) if turns else ([], {})
+        tokens, logprobs = computed(self.device, partial(self._run, step, [turn.chooser for turn in turns]))
         self._scheduler.done(step)
         for place, (turn, token) in enumerate(zip(turns, tokens, strict=True)):
             self._give(turn, token, logprobs.get(place))
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
+    def _run(self, step: Step, choosers: list[Chooser]) -> tuple[list[int], dict[int, TokenLogprob]]:
+        """Do a step's moves, run the model, and choose a token for each chooser."""
+        for move in step.moves:
+            self._memory.move(move.source, move.target, move.count)
+        if not step.rows:
+            return [], {}
+        logits = batch.run(self._loaded.model, self._memory, [*map(_part, step.rows)], flash=self._loaded.flash)
+        return self._sampler.choose(logits, choosers) if choosers else ([], {})
 
     def _give(self, turn: _Turn, token: int, logprob: TokenLogprob | None) -> None:
         """Give a turn the token that was chosen for it."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aiquery_serving.batching import halves
-from aiquery_serving.errors import ConfigurationError, ModelError
+from aiquery_serving.errors import ConfigurationError
 from aiquery_serving.llm.model_files import ModelFiles
 from aiquery_serving.llm.model_json import read_json
 from aiquery_serving.llm.pooling import Pooling, read_pooling
+from aiquery_serving.llm.pretrained import pretrained
 from aiquery_serving.llm.quiet import quiet
 from aiquery_serving.llm.settings import AUTO, EngineSettings
 
@@ -131,29 +132,9 @@ def _pretrained(files: ModelFiles, dtype: str) -> Any:
 
     has_decoder = files.config.get("is_encoder_decoder")
     architectures = transformers.AutoModelForTextEncoding if has_decoder else transformers.AutoModel
-    try:
-        model, found = architectures.from_pretrained(
-            files.model,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises what it likes for files that others wrote
-        raise ModelError(f"The model in {files.model} cannot be loaded: {error}") from error
-    _check_whole(files, found)
+    model = pretrained(architectures, files.model, dtype, unused="pooler.")  # pooling is ours
     model.config.use_cache = False
     return model
-
-
-def _check_whole(files: ModelFiles, found: Mapping[str, Any]) -> None:
-    """Refuse a model some of whose weights are random; its own pooling layer is not used."""
-    missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise ModelError(
-            f"The files in {files.model} lack {len(missing)} weights of a {files.model_type}, such as {missing[0]}."
-        )
 
 
 def _is_causal(model: Any) -> bool:

@@ -15,6 +15,7 @@ from aiquery_serving.llm import lora
 from aiquery_serving.llm.attention import KeyValues, Layer
 from aiquery_serving.llm.batch import Part, run
 from aiquery_serving.llm.model_files import ModelFiles
+from aiquery_serving.llm.pretrained import pretrained
 from aiquery_serving.llm.quiet import quiet
 from aiquery_serving.llm.settings import AUTO, EngineSettings
 from aiquery_serving.llm.trial import Trial, try_out
@@ -59,10 +60,12 @@ def load(files: ModelFiles, settings: EngineSettings, say: Callable[[str], None]
         ConfigurationError: It is to run where it cannot.
         ModelError: The files are no model that the engine can run.
     """
+    from transformers import AutoModelForCausalLM
+
     _refuse_other_kinds(files)
     device, dtype = choose_device(settings), choose_dtype(settings, files.config)
     with quiet():
-        model = _pretrained(files.model, dtype)
+        model = pretrained(AutoModelForCausalLM, files.model, dtype)
         adapter = Path(settings.adapter) if settings.adapter else files.adapter
         if adapter:
             lora.merge(model, adapter)
@@ -160,27 +163,6 @@ def _refuse_other_kinds(files: ModelFiles) -> None:
                 f"The model in {files.model} is of type {files.model_type}, with {kind}: the engine torch runs"
                 " language models of a decoder alone. Serve it with the engine vllm, or as a custom model."
             )
-
-
-def _pretrained(folder: Path, dtype: Any) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # transformers raises what it likes for files that others wrote
-        why = "its weights have not the shapes of its config.json" if "mismatched_sizes" in str(error) else error
-        raise ModelError(f"The model in {folder} cannot be loaded: {why}") from error
-    if found["missing_keys"]:
-        missing = ", ".join(sorted(found["missing_keys"])[:3])
-        raise ModelError(f"The model in {folder} cannot be loaded: its files lack weights ({missing}, …).")
-    return model
 
 
 def _context(config: Any, trial: Trial, settings: EngineSettings) -> int:
